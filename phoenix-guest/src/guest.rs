@@ -1,0 +1,181 @@
+//! Paths, modes and owners inside a guest: parsed, never looked up.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+
+/// An absolute path inside a guest, free of `..`, control characters and a trailing slash.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GuestPath(String);
+
+impl GuestPath {
+    /// The path as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The directory that holds it; `/` for a path directly below the root.
+    pub fn parent(&self) -> Self {
+        match self.0.rfind('/') {
+            Some(0) | None => Self("/".into()),
+            Some(at) => Self(self.0[..at].into()),
+        }
+    }
+
+    /// The last component.
+    pub fn file_name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// The path one or more components below this one.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when the result is not a guest path.
+    pub fn join(&self, below: &str) -> Result<Self> {
+        format!("{}/{below}", self.0.trim_end_matches('/')).parse()
+    }
+}
+
+impl FromStr for GuestPath {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let sound = text.starts_with('/')
+            && text.len() <= 4096
+            && !text.chars().any(char::is_control)
+            && (text == "/" || !text.ends_with('/'))
+            && (text == "/" || text[1..].split('/').all(|part| !matches!(part, "" | "." | "..") && part.len() <= 255));
+        if sound {
+            return Ok(Self(text.into()));
+        }
+        Err(Error::Value {
+            what: "path",
+            value: text.into(),
+            accepted: "an absolute path without '.', '..', '//', control characters or a trailing slash, such as /etc/nginx/ssl/nginx.crt",
+        })
+    }
+}
+
+impl fmt::Display for GuestPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for GuestPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// Permission bits of a file, `0o000` to `0o777`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mode(u32);
+
+impl Mode {
+    /// Readable by all, writable by the owner: certificates.
+    pub const CERTIFICATE: Self = Self(0o644);
+    /// For the owner alone: private keys.
+    pub const KEY: Self = Self(0o600);
+
+    /// The mode of these permission bits.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for bits beyond `0o777`.
+    pub fn new(bits: u32) -> Result<Self> {
+        if bits <= 0o777 {
+            return Ok(Self(bits));
+        }
+        Err(Error::Value { what: "mode", value: format!("{bits:#o}"), accepted: "permission bits from 0000 to 0777" })
+    }
+
+    /// The permission bits.
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl FromStr for Mode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let digits = text.strip_prefix("0o").unwrap_or(text);
+        let refused =
+            || Error::Value { what: "mode", value: text.into(), accepted: "three or four octal digits, such as \"0640\"" };
+        if !(3..=4).contains(&digits.len()) || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+            return Err(refused());
+        }
+        Self::new(u32::from_str_radix(digits, 8).map_err(|_| refused())?).map_err(|_| refused())
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+impl fmt::Debug for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A user or a group of the guest: by name, as its own `/etc/passwd` and `/etc/group` have it, or by number.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Id {
+    /// A name of the guest.
+    Name(String),
+    /// A number of the guest, never one of the host.
+    Number(u32),
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Number(number) => write!(f, "{number}"),
+        }
+    }
+}
+
+/// Who owns a file in the guest, written `user:group`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Owner {
+    /// The owning user.
+    pub user: Id,
+    /// The owning group.
+    pub group: Id,
+}
+
+impl Owner {
+    /// `root:root`, by number.
+    pub const ROOT: Self = Self { user: Id::Number(0), group: Id::Number(0) };
+}
+
+impl FromStr for Owner {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let id = |part: &str| -> Option<Id> {
+            if part.bytes().all(|byte| byte.is_ascii_digit()) {
+                return part.parse().ok().filter(|number| *number != u32::MAX).map(Id::Number);
+            }
+            // What useradd(8) accepts, plus the capitals and dots that some distributions allow.
+            let sound = part.len() <= 32
+                && part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+            sound.then(|| Id::Name(part.into()))
+        };
+        text.split_once(':').and_then(|(user, group)| Some(Self { user: id(user)?, group: id(group)? })).ok_or_else(|| {
+            Error::Value { what: "owner", value: text.into(), accepted: "user:group, names or numbers, such as \"root:www-data\"" }
+        })
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.user, self.group)
+    }
+}
