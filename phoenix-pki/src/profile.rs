@@ -1,0 +1,348 @@
+//! What is asked for: the profile, names, lifetime and key of a leaf, and the shape of an authority. Plain data.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::key::KeyType;
+use crate::name::{Name, Permitted};
+
+/// What a leaf is for (extended key usage, RFC 5280 §4.2.1.12).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Profile {
+    /// serverAuth alone.
+    #[default]
+    Server,
+    /// clientAuth alone.
+    Client,
+    /// Both: for programs that are server and client to each other under one name.
+    Peer,
+}
+
+impl std::fmt::Display for Profile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Server => "server",
+            Self::Client => "client",
+            Self::Peer => "peer",
+        })
+    }
+}
+
+/// A span of time in whole seconds, written like `90s`, `15m`, `24h`, `90d` or `2y` (a year is 365 days).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lifetime(Duration);
+
+impl Lifetime {
+    /// This many days of 24 hours.
+    pub const fn days(days: u32) -> Self {
+        Self(Duration::from_secs(days as u64 * 86_400))
+    }
+
+    /// This many hours.
+    pub const fn hours(hours: u32) -> Self {
+        Self(Duration::from_secs(hours as u64 * 3_600))
+    }
+
+    /// The span itself.
+    pub const fn duration(self) -> Duration {
+        self.0
+    }
+}
+
+impl From<Duration> for Lifetime {
+    fn from(span: Duration) -> Self {
+        Self(Duration::from_secs(span.as_secs()))
+    }
+}
+
+impl FromStr for Lifetime {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let refused = || Error::Value {
+            what: "lifetime",
+            value: text.into(),
+            accepted: "a whole number and a unit of s, m, h, d or y, such as 24h or 90d, and at most 100y",
+        };
+        let unit = match text.chars().last().ok_or_else(refused)? {
+            's' => 1,
+            'm' => 60,
+            'h' => 3_600,
+            'd' => 86_400,
+            'y' => 365 * 86_400,
+            _ => return Err(refused()),
+        };
+        let digits = &text[..text.len() - 1];
+        if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(refused());
+        }
+        let seconds = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(unit)).ok_or_else(refused)?;
+        if seconds == 0 || seconds > 100 * 365 * 86_400 {
+            return Err(refused());
+        }
+        Ok(Self(Duration::from_secs(seconds)))
+    }
+}
+
+impl std::fmt::Display for Lifetime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = self.0.as_secs();
+        let (unit, letter) = [(86_400, 'd'), (3_600, 'h'), (60, 'm')]
+            .into_iter()
+            .find(|(unit, _)| seconds.is_multiple_of(*unit) && seconds > 0)
+            .unwrap_or((1, 's'));
+        write!(f, "{}{letter}", seconds / unit)
+    }
+}
+
+/// When a certificate is due for renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Renewal {
+    /// When this share of its own lifetime, in percent from 1 to 99, is over.
+    Share(u8),
+    /// This long before its end.
+    Before(Lifetime),
+}
+
+impl Default for Renewal {
+    /// Two thirds of the lifetime, as step and certbot have it.
+    fn default() -> Self {
+        Self::Share(66)
+    }
+}
+
+impl FromStr for Renewal {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if let Some(share) = text.strip_suffix('%') {
+            return match share.parse() {
+                Ok(share @ 1..=99) => Ok(Self::Share(share)),
+                _ => Err(Error::Value {
+                    what: "renewal",
+                    value: text.into(),
+                    accepted: "a share from 1% to 99% of the lifetime, or a span before the end such as 12h",
+                }),
+            };
+        }
+        text.parse().map(Self::Before)
+    }
+}
+
+/// How long before `now` a new certificate's validity begins, for guests whose clocks are behind.
+pub const BACKDATE: Duration = Duration::from_secs(3_600);
+
+/// The most a leaf may live: Apple's bound for certificates of any authority (support document 103769).
+pub const LONGEST_LEAF: Lifetime = Lifetime::days(825);
+
+/// A leaf that is wanted: what `ensure` and `issue` are given.
+///
+/// ```
+/// use phoenix_pki::{LeafParams, Lifetime};
+///
+/// let wanted = LeafParams {
+///     lifetime: "30d".parse()?,
+///     ..LeafParams::server(["nginx.internal.example", "10.0.0.101"])?
+/// };
+/// assert_eq!(wanted.label(), "nginx.internal.example");
+/// assert_eq!(wanted.lifetime, Lifetime::days(30));
+/// # Ok::<(), phoenix_pki::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct LeafParams {
+    /// What the store calls it, when the names alone do not tell it from another.
+    pub name: Option<String>,
+    /// The subject alternative names; the first gives the common name (a DNS name before an address).
+    pub names: Vec<Name>,
+    /// What it is for.
+    pub profile: Profile,
+    /// The kind of its key.
+    pub key_type: KeyType,
+    /// How long it lives, at most [`LONGEST_LEAF`] and never past its issuer.
+    pub lifetime: Lifetime,
+    /// When it is due for renewal.
+    pub renewal: Renewal,
+}
+
+impl LeafParams {
+    /// A server certificate for these names: ECDSA P-256, 90 days.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for what is no name, and for no name at all.
+    pub fn server<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<Self> {
+        Self::new(Profile::Server, names)
+    }
+
+    /// A client certificate with these identities.
+    ///
+    /// # Errors
+    /// As [`LeafParams::server`].
+    pub fn client<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<Self> {
+        Self::new(Profile::Client, names)
+    }
+
+    /// A certificate for a program that is both server and client.
+    ///
+    /// # Errors
+    /// As [`LeafParams::server`].
+    pub fn peer<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<Self> {
+        Self::new(Profile::Peer, names)
+    }
+
+    /// A certificate of any profile.
+    ///
+    /// # Errors
+    /// As [`LeafParams::server`].
+    pub fn new<S: AsRef<str>>(profile: Profile, names: impl IntoIterator<Item = S>) -> Result<Self> {
+        let names = names.into_iter().map(|name| name.as_ref().parse()).collect::<Result<Vec<_>>>()?;
+        if names.is_empty() {
+            return Err(Error::Value { what: "names", value: "[]".into(), accepted: "at least one name" });
+        }
+        Ok(Self {
+            name: None,
+            names,
+            profile,
+            key_type: KeyType::default(),
+            lifetime: Lifetime::days(90),
+            renewal: Renewal::default(),
+        })
+    }
+
+    /// What the store calls it: `name`, or the first name with the profile behind it unless it is a server's.
+    pub fn label(&self) -> String {
+        let first = || {
+            let first = self.names.first().map(Name::to_string).unwrap_or_default();
+            let first = first.replace("*.", "_wildcard.");
+            match self.profile {
+                Profile::Server => first,
+                other => format!("{first}+{other}"),
+            }
+        };
+        self.name.clone().unwrap_or_else(first)
+    }
+
+    /// Checks what the types leave open: the label, the names and the lifetime.
+    ///
+    /// # Errors
+    /// [`Error::Value`].
+    pub fn check(&self) -> Result<()> {
+        let label = self.label();
+        let sound = !label.is_empty()
+            && label.len() <= 255
+            && !label.starts_with(['.', '-'])
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+' | ':'));
+        if !sound {
+            let accepted = "letters, digits and . - _ + : and not one of . - at the start";
+            return Err(Error::Value { what: "certificate name", value: label, accepted });
+        }
+        if self.names.is_empty() {
+            return Err(Error::Value { what: "names", value: "[]".into(), accepted: "at least one name" });
+        }
+        if self.lifetime > LONGEST_LEAF {
+            let accepted = "a leaf lives at most 825d: clients refuse longer ones";
+            return Err(Error::Value { what: "lifetime", value: self.lifetime.to_string(), accepted });
+        }
+        Ok(())
+    }
+}
+
+/// Where a passphrase comes from. The passphrase itself is read when a key is opened, and wiped after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PassphraseSource {
+    /// The first line of a file that only its owner may read.
+    File(PathBuf),
+    /// An environment variable.
+    Variable(String),
+}
+
+/// How the root key rests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RootKey {
+    /// Encrypted with a passphrase that Phoenix makes, in a file of mode 0600 beside the store (`<store>.passphrase`),
+    /// so that neither the store nor a copy of it opens the root. Move that file to where you keep such things.
+    #[default]
+    Generated,
+    /// Encrypted with this passphrase.
+    Encrypted(PassphraseSource),
+    /// As it is, mode 0600. The audit reports it.
+    Plain,
+}
+
+/// The shape of an authority that is to be made: a root and an intermediate below it.
+#[derive(Clone, Debug)]
+pub struct AuthorityParams {
+    /// The organisation in its subjects, such as `ThinkHeads Internal`.
+    pub name: String,
+    /// Its name constraints.
+    pub permitted: Permitted,
+    /// The kind of both keys.
+    pub key_type: KeyType,
+    /// How long the root lives.
+    pub root_lifetime: Lifetime,
+    /// How long the intermediate lives.
+    pub intermediate_lifetime: Lifetime,
+    /// How the root key rests.
+    pub root_key: RootKey,
+}
+
+impl AuthorityParams {
+    /// An authority with ECDSA P-256 keys, a root of ten years and an intermediate of five.
+    pub fn new(name: impl Into<String>, permitted: Permitted) -> Self {
+        Self {
+            name: name.into(),
+            permitted,
+            key_type: KeyType::default(),
+            root_lifetime: Lifetime::days(3_650),
+            intermediate_lifetime: Lifetime::days(1_825),
+            root_key: RootKey::default(),
+        }
+    }
+}
+
+/// Why a certificate is revoked (RFC 5280 §5.3.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Revocation {
+    /// No reason is given.
+    #[default]
+    Unspecified,
+    /// The key is, or may be, in other hands.
+    KeyCompromise,
+    /// The holder changed its name or role.
+    AffiliationChanged,
+    /// Another certificate took its place.
+    Superseded,
+    /// The service is gone.
+    CessationOfOperation,
+}
+
+impl FromStr for Revocation {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "unspecified" => Self::Unspecified,
+            "key-compromise" => Self::KeyCompromise,
+            "affiliation-changed" => Self::AffiliationChanged,
+            "superseded" => Self::Superseded,
+            "cessation-of-operation" => Self::CessationOfOperation,
+            _ => {
+                return Err(Error::Value {
+                    what: "revocation reason",
+                    value: text.into(),
+                    accepted: "unspecified, key-compromise, affiliation-changed, superseded or cessation-of-operation",
+                });
+            }
+        })
+    }
+}

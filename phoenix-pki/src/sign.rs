@@ -1,0 +1,258 @@
+//! Signing: roots, intermediates, leaves and CRLs from parameters, keys and the time. Reads and writes nothing.
+
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyUsagePurpose, NameConstraints,
+    RevocationReason, RevokedCertParams, SanType,
+};
+use time::OffsetDateTime;
+
+use crate::certificate::{Certificate, Fingerprint, SerialNumber};
+use crate::error::{Error, Result};
+use crate::key::{KeyType, PrivateKey, pem, random};
+use crate::name::{Name, Permitted};
+use crate::profile::{AuthorityParams, BACKDATE, LeafParams, Lifetime, Profile, Revocation};
+
+/// A new root for these parameters and its key.
+pub(crate) fn root(params: &AuthorityParams, key: &PrivateKey, now: OffsetDateTime) -> Result<Certificate> {
+    let mut root = authority(params, "Root", key, &params.permitted, 1);
+    validity(&mut root, now, params.root_lifetime, None)?;
+    let issued = root.self_signed(key).map_err(failed("sign a root"))?;
+    Certificate::from_der(issued.der(), "new root")
+}
+
+/// A new intermediate below this signer's root.
+pub(crate) fn intermediate(
+    params: &AuthorityParams,
+    key: &PrivateKey,
+    root: &Signer,
+    now: OffsetDateTime,
+) -> Result<Certificate> {
+    let mut intermediate = authority(params, "Intermediate", key, &params.permitted, 0);
+    intermediate.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    validity(&mut intermediate, now, params.intermediate_lifetime, Some(&root.certificate))?;
+    let issued = intermediate.signed_by(key, &root.issuer).map_err(failed("sign an intermediate"))?;
+    Certificate::from_der(issued.der(), "new intermediate")
+}
+
+/// A request for an intermediate, for a root that is elsewhere (RFC 2986), as PEM.
+pub(crate) fn intermediate_request(params: &AuthorityParams, key: &PrivateKey) -> Result<String> {
+    let mut request = CertificateParams::default();
+    request.distinguished_name = subject(params, "Intermediate", key);
+    request.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    request.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let request = request.serialize_request(key).map_err(failed("sign a request"))?;
+    Ok(pem("CERTIFICATE REQUEST", request.der()).to_string())
+}
+
+/// A certificate with the key that signs in its name, open for as long as this value lives.
+pub(crate) struct Signer {
+    pub(crate) certificate: Certificate,
+    issuer: Issuer<'static, PrivateKey>,
+}
+
+impl Signer {
+    /// Puts certificate and key together.
+    ///
+    /// # Errors
+    /// [`Error::KeyMismatch`], or [`Error::AuthorityUnfit`] for a subject that cannot be written as it is.
+    pub(crate) fn new(certificate: Certificate, key: PrivateKey, origin: &str) -> Result<Self> {
+        if certificate.public_key() != key.public_key() {
+            return Err(Error::KeyMismatch { origin: origin.into() });
+        }
+        let issuer = Issuer::from_ca_cert_der(certificate.der(), key).map_err(|error| Error::AuthorityUnfit {
+            role: "issuing",
+            subject: certificate.subject().into(),
+            why: error.to_string(),
+        })?;
+        Ok(Self { certificate, issuer })
+    }
+
+    /// A leaf for this public key, SubjectPublicKeyInfo or private key.
+    pub(crate) fn leaf(
+        &self,
+        params: &LeafParams,
+        key: &impl rcgen::PublicKeyData,
+        kind: KeyType,
+        now: OffsetDateTime,
+    ) -> Result<Certificate> {
+        params.check()?;
+        let mut leaf = CertificateParams::default();
+        leaf.distinguished_name = DistinguishedName::new();
+        if let Some(name) = common_name(&params.names) {
+            leaf.distinguished_name.push(DnType::CommonName, name);
+        }
+        leaf.serial_number = Some(serial()?);
+        leaf.subject_alt_names = params.names.iter().map(san).collect::<Result<_>>()?;
+        leaf.is_ca = IsCa::ExplicitNoCa;
+        leaf.use_authority_key_identifier_extension = true;
+        leaf.key_identifier_method = KeyIdMethod::Sha256;
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        if kind.is_rsa() {
+            leaf.key_usages.push(KeyUsagePurpose::KeyEncipherment);
+        }
+        leaf.extended_key_usages = match params.profile {
+            Profile::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            Profile::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Profile::Peer => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        };
+        validity(&mut leaf, now, params.lifetime, Some(&self.certificate))?;
+        let issued = leaf.signed_by(key, &self.issuer).map_err(failed("sign a leaf"))?;
+        Certificate::from_der(issued.der(), "new leaf")
+    }
+
+    /// A CRL with these entries (RFC 5280 §5), as PEM.
+    pub(crate) fn crl(
+        &self,
+        number: u64,
+        revoked: &[Revoked],
+        now: OffsetDateTime,
+        lifetime: Lifetime,
+    ) -> Result<String> {
+        let this_update = whole_seconds(now);
+        let params = CertificateRevocationListParams {
+            this_update,
+            next_update: this_update + lifetime.duration(),
+            crl_number: number.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked
+                .iter()
+                .map(|entry| RevokedCertParams {
+                    serial_number: rcgen::SerialNumber::from_slice(entry.serial.as_bytes()),
+                    revocation_time: whole_seconds(entry.at),
+                    // Unspecified should be absent (RFC 5280 §5.3.1).
+                    reason_code: match entry.reason {
+                        Revocation::Unspecified => None,
+                        Revocation::KeyCompromise => Some(RevocationReason::KeyCompromise),
+                        Revocation::AffiliationChanged => Some(RevocationReason::AffiliationChanged),
+                        Revocation::Superseded => Some(RevocationReason::Superseded),
+                        Revocation::CessationOfOperation => Some(RevocationReason::CessationOfOperation),
+                    },
+                    invalidity_date: None,
+                })
+                .collect(),
+            key_identifier_method: KeyIdMethod::PreSpecified(
+                self.certificate.subject_key_id().map(<[u8]>::to_vec).unwrap_or_default(),
+            ),
+        };
+        let crl = params.signed_by(&self.issuer).map_err(failed("sign a CRL"))?;
+        Ok(pem("X509 CRL", crl.der()).to_string())
+    }
+}
+
+/// An entry of a CRL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Revoked {
+    pub(crate) serial: SerialNumber,
+    pub(crate) at: OffsetDateTime,
+    pub(crate) reason: Revocation,
+}
+
+fn authority(
+    params: &AuthorityParams,
+    role: &str,
+    key: &PrivateKey,
+    permitted: &Permitted,
+    path_length: u8,
+) -> CertificateParams {
+    let mut authority = CertificateParams::default();
+    authority.distinguished_name = subject(params, role, key);
+    authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
+    authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    authority.use_authority_key_identifier_extension = true;
+    authority.key_identifier_method = KeyIdMethod::Sha256;
+    authority.name_constraints = Some(constraints(permitted));
+    authority
+}
+
+/// A subject that no other key has: with one name for two keys, path building and OpenSSL's hash links break.
+fn subject(params: &AuthorityParams, role: &str, key: &PrivateKey) -> DistinguishedName {
+    let suffix = Fingerprint::of(&key.public_key()).to_string();
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::OrganizationName, params.name.as_str());
+    subject.push(DnType::CommonName, format!("{} {role} {}", params.name, &suffix[..8]));
+    subject
+}
+
+fn constraints(permitted: &Permitted) -> NameConstraints {
+    let mut constraints = NameConstraints { permitted_subtrees: Vec::new(), excluded_subtrees: Vec::new() };
+    let every = |text: &str| text.parse::<ipnet::IpNet>().ok().map(subtree);
+    constraints.permitted_subtrees.extend(permitted.domains.iter().cloned().map(GeneralSubtree::DnsName));
+    constraints.permitted_subtrees.extend(permitted.networks.iter().copied().map(subtree));
+    // A kind of name without a permitted subtree is unconstrained (RFC 5280 §4.2.1.10), so it is excluded whole.
+    if permitted.domains.is_empty() {
+        constraints.excluded_subtrees.push(GeneralSubtree::DnsName(String::new()));
+    }
+    if !permitted.networks.iter().any(|network| network.addr().is_ipv4()) {
+        constraints.excluded_subtrees.extend(every("0.0.0.0/0"));
+    }
+    if !permitted.networks.iter().any(|network| network.addr().is_ipv6()) {
+        constraints.excluded_subtrees.extend(every("::/0"));
+    }
+    constraints
+}
+
+fn subtree(network: ipnet::IpNet) -> GeneralSubtree {
+    GeneralSubtree::IpAddress(rcgen::CidrSubnet::from_addr_prefix(network.network(), network.prefix_len()))
+}
+
+fn validity(
+    params: &mut CertificateParams,
+    now: OffsetDateTime,
+    lifetime: Lifetime,
+    issuer: Option<&Certificate>,
+) -> Result<()> {
+    let now = whole_seconds(now);
+    params.not_before = now - BACKDATE;
+    params.not_after = now + lifetime.duration() - Duration::from_secs(1);
+    if let Some(issuer) = issuer {
+        params.not_before = params.not_before.max(issuer.not_before());
+        params.not_after = params.not_after.min(issuer.not_after());
+        if now < issuer.not_before() || now >= issuer.not_after() {
+            return Err(Error::Time {
+                subject: issuer.subject().into(),
+                at: now,
+                not_before: issuer.not_before(),
+                not_after: issuer.not_after(),
+            });
+        }
+    } else {
+        params.serial_number = Some(serial()?);
+    }
+    if params.serial_number.is_none() {
+        params.serial_number = Some(serial()?);
+    }
+    Ok(())
+}
+
+/// Certificates know no fractions of a second (RFC 5280 §4.1.2.5).
+fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
+    time.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(time)
+}
+
+/// A positive serial number of 16 bytes with 126 random bits.
+fn serial() -> Result<rcgen::SerialNumber> {
+    let mut bytes = random::<16>()?;
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    Ok(rcgen::SerialNumber::from_slice(&bytes))
+}
+
+/// The first DNS name, or else the first name: the common name is one of the SANs, or absent when none fits its 64 characters.
+fn common_name(names: &[Name]) -> Option<String> {
+    let mut ordered: Vec<&Name> = names.iter().filter(|name| matches!(name, Name::Dns(_))).collect();
+    ordered.extend(names.iter().filter(|name| matches!(name, Name::Ip(_))));
+    ordered.into_iter().map(Name::to_string).find(|name| name.len() <= 64)
+}
+
+fn san(name: &Name) -> Result<SanType> {
+    Ok(match name {
+        Name::Dns(dns) => SanType::DnsName(dns.as_str().try_into().map_err(failed("write a DNS name"))?),
+        Name::Ip(address) => SanType::IpAddress(*address),
+    })
+}
+
+fn failed(attempted: &'static str) -> impl Fn(rcgen::Error) -> Error {
+    move |error| Error::Sign { attempted, why: error.to_string() }
+}
