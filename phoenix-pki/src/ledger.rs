@@ -1,0 +1,126 @@
+//! The ledger of everything ever issued: one JSON object a line, appended, never rewritten.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::certificate::{Certificate, SerialNumber};
+use crate::error::{Error, Result};
+use crate::name::Name;
+use crate::profile::{Profile, Revocation};
+
+/// A line of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub(crate) enum Event {
+    Issued(Issued),
+    Revoked {
+        serial: SerialNumber,
+        reason: Revocation,
+        #[serde(with = "time::serde::rfc3339")]
+        at: OffsetDateTime,
+    },
+}
+
+/// A certificate that was issued.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issued {
+    /// Its serial number.
+    pub serial: SerialNumber,
+    /// What the store calls it; none for a root, an intermediate or a signed request.
+    pub label: Option<String>,
+    /// Its subject.
+    pub subject: String,
+    /// Its names.
+    pub names: Vec<Name>,
+    /// Its profile; none for an authority.
+    pub profile: Option<Profile>,
+    /// SHA-256 of its DER, hexadecimal.
+    pub fingerprint: String,
+    /// Its issuer's subject.
+    pub issuer: String,
+    /// Its issuer's key identifier, hexadecimal: which generation signed it.
+    pub issuer_key: String,
+    /// Start of validity.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_before: OffsetDateTime,
+    /// End of validity.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_after: OffsetDateTime,
+    /// The one it took the place of.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub replaces: Option<SerialNumber>,
+}
+
+impl Issued {
+    pub(crate) fn of(certificate: &Certificate, label: Option<&str>, replaces: Option<SerialNumber>) -> Self {
+        Self {
+            serial: certificate.serial_number().clone(),
+            label: label.map(Into::into),
+            subject: certificate.subject().into(),
+            names: certificate.names().iter().cloned().collect(),
+            profile: certificate.profile(),
+            fingerprint: certificate.fingerprint().to_string(),
+            issuer: certificate.issuer().into(),
+            issuer_key: hex(certificate.authority_key_id().unwrap_or_default()),
+            not_before: certificate.not_before(),
+            not_after: certificate.not_after(),
+            replaces,
+        }
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Everything ever issued, and what was revoked.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    issued: Vec<Issued>,
+    revoked: HashMap<SerialNumber, (Revocation, OffsetDateTime)>,
+    replaced_by: HashMap<SerialNumber, SerialNumber>,
+}
+
+impl Ledger {
+    /// Reads the text of a ledger. A last line without its end is what a killed run left, and does not count.
+    pub(crate) fn parse(text: &str, origin: &str) -> Result<Self> {
+        let mut ledger = Self::default();
+        let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+        for (at, line) in whole.lines().enumerate() {
+            let event = serde_json::from_str(line).map_err(|error| Error::Parse {
+                origin: format!("{origin}:{}", at + 1),
+                what: "ledger line",
+                why: error.to_string(),
+            })?;
+            match event {
+                Event::Issued(issued) => {
+                    if let Some(replaced) = &issued.replaces {
+                        ledger.replaced_by.insert(replaced.clone(), issued.serial.clone());
+                    }
+                    ledger.issued.push(issued);
+                }
+                Event::Revoked { serial, reason, at } => {
+                    ledger.revoked.entry(serial).or_insert((reason, at));
+                }
+            }
+        }
+        Ok(ledger)
+    }
+
+    /// Everything ever issued, oldest first.
+    pub fn issued(&self) -> &[Issued] {
+        &self.issued
+    }
+
+    /// Why and when a serial number was revoked, if it was.
+    pub fn revocation(&self, serial: &SerialNumber) -> Option<(Revocation, OffsetDateTime)> {
+        self.revoked.get(serial).copied()
+    }
+
+    /// What took the place of a certificate, if anything did.
+    pub fn replaced_by(&self, serial: &SerialNumber) -> Option<&SerialNumber> {
+        self.replaced_by.get(serial)
+    }
+}
