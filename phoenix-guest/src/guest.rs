@@ -10,6 +10,11 @@ use crate::error::{Error, Result};
 pub struct GuestPath(String);
 
 impl GuestPath {
+    /// The root of the guest, `/`.
+    pub fn root() -> Self {
+        Self("/".into())
+    }
+
     /// The path as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -18,7 +23,7 @@ impl GuestPath {
     /// The directory that holds it; `/` for a path directly below the root.
     pub fn parent(&self) -> Self {
         match self.0.rfind('/') {
-            Some(0) | None => Self("/".into()),
+            Some(0) | None => Self::root(),
             Some(at) => Self(self.0[..at].into()),
         }
     }
@@ -90,6 +95,11 @@ impl Mode {
         Err(Error::Value { what: "mode", value: format!("{bits:#o}"), accepted: "permission bits from 0000 to 0777" })
     }
 
+    /// The permission bits of a file's `st_mode`.
+    pub(crate) fn of(st_mode: u32) -> Self {
+        Self(st_mode & 0o777)
+    }
+
     /// The permission bits.
     pub fn bits(self) -> u32 {
         self.0
@@ -131,6 +141,24 @@ pub enum Id {
     Number(u32),
 }
 
+impl FromStr for Id {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let refused =
+            || Error::Value { what: "owner", value: text.into(), accepted: "a name or a number, such as \"www-data\"" };
+        if text.bytes().all(|byte| byte.is_ascii_digit()) {
+            // The highest number means "leave as it is" to chown(2).
+            return text.parse().ok().filter(|number| *number != u32::MAX).map(Self::Number).ok_or_else(refused);
+        }
+        // What useradd(8) accepts, plus the capitals and dots that some distributions allow.
+        let sound = text.len() <= 32
+            && text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+        if sound { Ok(Self::Name(text.into())) } else { Err(refused()) }
+    }
+}
+
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -158,17 +186,7 @@ impl FromStr for Owner {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let id = |part: &str| -> Option<Id> {
-            if part.bytes().all(|byte| byte.is_ascii_digit()) {
-                return part.parse().ok().filter(|number| *number != u32::MAX).map(Id::Number);
-            }
-            // What useradd(8) accepts, plus the capitals and dots that some distributions allow.
-            let sound = part.len() <= 32
-                && part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
-                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
-            sound.then(|| Id::Name(part.into()))
-        };
-        text.split_once(':').and_then(|(user, group)| Some(Self { user: id(user)?, group: id(group)? })).ok_or_else(|| {
+        text.split_once(':').and_then(|(user, group)| Some(Self { user: user.parse().ok()?, group: group.parse().ok()? })).ok_or_else(|| {
             Error::Value { what: "owner", value: text.into(), accepted: "user:group, names or numbers, such as \"root:www-data\"" }
         })
     }
