@@ -52,8 +52,7 @@ pub struct Output {
 
 /// The printable end of what a guest said: at most 2,000 characters, control characters replaced by spaces.
 pub fn printable(bytes: &[u8]) -> String {
-    let text: String =
-        String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text: String = String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let text = text.trim();
     let start = text.char_indices().rev().nth(1999).map_or(0, |(at, _)| at);
     text[start..].to_string()

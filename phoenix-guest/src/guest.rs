@@ -111,8 +111,11 @@ impl FromStr for Mode {
 
     fn from_str(text: &str) -> Result<Self> {
         let digits = text.strip_prefix("0o").unwrap_or(text);
-        let refused =
-            || Error::Value { what: "mode", value: text.into(), accepted: "three or four octal digits, such as \"0640\"" };
+        let refused = || Error::Value {
+            what: "mode",
+            value: text.into(),
+            accepted: "three or four octal digits, such as \"0640\"",
+        };
         if !(3..=4).contains(&digits.len()) || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
             return Err(refused());
         }
@@ -186,9 +189,13 @@ impl FromStr for Owner {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        text.split_once(':').and_then(|(user, group)| Some(Self { user: user.parse().ok()?, group: group.parse().ok()? })).ok_or_else(|| {
-            Error::Value { what: "owner", value: text.into(), accepted: "user:group, names or numbers, such as \"root:www-data\"" }
-        })
+        text.split_once(':')
+            .and_then(|(user, group)| Some(Self { user: user.parse().ok()?, group: group.parse().ok()? }))
+            .ok_or_else(|| Error::Value {
+                what: "owner",
+                value: text.into(),
+                accepted: "user:group, names or numbers, such as \"root:www-data\"",
+            })
     }
 }
 

@@ -55,12 +55,8 @@ impl Memory {
             commands: Vec::new(),
             writes: 0,
         };
-        let silent = |_: &Command, _: &Self| Output {
-            status: 0,
-            stdout: Vec::new(),
-            stderr: Vec::new(),
-            truncated: false,
-        };
+        let silent =
+            |_: &Command, _: &Self| Output { status: 0, stdout: Vec::new(), stderr: Vec::new(), truncated: false };
         Self { name: name.into(), state: Mutex::new(state), answer: Box::new(silent) }
     }
 

@@ -123,8 +123,7 @@ impl Rootfs {
         };
         self.replace(&file.path, |directory, temporary| {
             let exclusive = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let opened =
-                rustix::fs::openat(directory, temporary, exclusive, rustix::fs::Mode::from_raw_mode(0o600))?;
+            let opened = rustix::fs::openat(directory, temporary, exclusive, rustix::fs::Mode::from_raw_mode(0o600))?;
             if self.sets_owners() {
                 rustix::fs::fchown(&opened, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
             }
@@ -224,17 +223,13 @@ impl Transport for Rootfs {
     }
 
     fn exec(&self, _: &Command) -> Result<Output> {
-        Err(Error::Unsupported {
-            guest: self.name.clone(),
-            what: "a root file system at rest runs no programs".into(),
-        })
+        Err(Error::Unsupported { guest: self.name.clone(), what: "a root file system at rest runs no programs".into() })
     }
 
     fn put(&self, file: &File) -> Result<()> {
         let owner = self.write(file).map_err(self.failed("write", &file.path))?;
-        let found = self
-            .observe_one(&file.path, &Names::NONE, &Names::NONE)
-            .map_err(self.failed("read back", &file.path))?;
+        let found =
+            self.observe_one(&file.path, &Names::NONE, &Names::NONE).map_err(self.failed("read back", &file.path))?;
         let mut expected = ObservedFile {
             digest: sha256(&file.bytes),
             length: file.bytes.len() as u64,
@@ -256,10 +251,7 @@ impl Transport for Rootfs {
     fn observe(&self, paths: &[GuestPath]) -> Result<Vec<Observed>> {
         let users = self.users().map_err(self.failed("observe", &GuestPath::root()))?;
         let groups = self.groups().map_err(self.failed("observe", &GuestPath::root()))?;
-        paths
-            .iter()
-            .map(|path| self.observe_one(path, &users, &groups).map_err(self.failed("observe", path)))
-            .collect()
+        paths.iter().map(|path| self.observe_one(path, &users, &groups).map_err(self.failed("observe", path))).collect()
     }
 
     fn link(&self, path: &GuestPath, target: &str) -> Result<()> {
@@ -367,12 +359,7 @@ fn read_back(guest: &str, path: &GuestPath, expected: &Observed, found: &Observe
     if expected == found {
         return Ok(());
     }
-    Err(Error::ReadBack {
-        guest: guest.into(),
-        path: path.clone(),
-        expected: told(expected),
-        found: told(found),
-    })
+    Err(Error::ReadBack { guest: guest.into(), path: path.clone(), expected: told(expected), found: told(found) })
 }
 
 /// SHA-256 of bytes.
