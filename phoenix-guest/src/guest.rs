@@ -204,3 +204,72 @@ impl fmt::Display for Owner {
         write!(f, "{}:{}", self.user, self.group)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_absolute_and_plain() {
+        let long = format!("/{}", "n".repeat(255));
+        for sound in ["/", "/etc", "/etc/nginx/ssl/nginx.crt", "/a b/ü/*", "/...", "/.hidden", "/-n", long.as_str()] {
+            assert_eq!(sound.parse::<GuestPath>().unwrap().as_str(), sound);
+        }
+        let too_long = [format!("/{}", "n".repeat(256)), "/n".repeat(2049)];
+        let refused =
+            ["", "etc", "./etc", "//", "/etc/", "/etc//ssl", "/.", "/..", "/etc/../ssl", "/etc/.", "/a\nb", "/a\0"];
+        for refused in refused.into_iter().chain(["/\x1b[2J", "/\u{85}"]).chain(too_long.iter().map(String::as_str)) {
+            assert!(matches!(refused.parse::<GuestPath>(), Err(Error::Value { what: "path", .. })), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_knows_its_surroundings() {
+        for (path, parent, name) in [("/a/b", "/a", "b"), ("/a", "/", "a"), ("/", "/", "")] {
+            let path: GuestPath = path.parse().unwrap();
+            assert_eq!((path.parent().as_str(), path.file_name()), (parent, name));
+        }
+        assert_eq!(GuestPath::root().join("a/b").unwrap().as_str(), "/a/b");
+        let etc: GuestPath = "/etc".parse().unwrap();
+        assert_eq!(etc.join("ssl").unwrap().as_str(), "/etc/ssl");
+        for refused in ["", "..", "/ssl", "ssl/", "a/../b"] {
+            assert!(etc.join(refused).is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_mode_is_octal_and_has_permission_bits_alone() {
+        for (text, bits) in [("0640", 0o640), ("640", 0o640), ("0o644", 0o644), ("000", 0), ("0777", 0o777)] {
+            assert_eq!(text.parse::<Mode>().unwrap().bits(), bits);
+        }
+        for refused in ["", "0", "64", "0648", "1777", "4755", "00640", "-640", "+640", "0x1ff", "0o", "rw-", " 640"] {
+            assert!(matches!(refused.parse::<Mode>(), Err(Error::Value { what: "mode", .. })), "{refused:?}");
+        }
+        assert!(Mode::new(0o1000).is_err());
+        assert_eq!(Mode::of(0o104755).bits(), 0o755);
+        assert_eq!((Mode::KEY.to_string(), format!("{:?}", Mode::CERTIFICATE)), ("0600".into(), "0644".into()));
+    }
+
+    #[test]
+    fn an_owner_is_two_names_or_numbers() {
+        let name = |text: &str| Id::Name(text.into());
+        for (text, user, group) in [
+            ("root:www-data", name("root"), name("www-data")),
+            ("0:33", Id::Number(0), Id::Number(33)),
+            ("_apt:65534", name("_apt"), Id::Number(65534)),
+            ("First.Last:g_1", name("First.Last"), name("g_1")),
+            ("4294967294:0", Id::Number(u32::MAX - 1), Id::Number(0)),
+        ] {
+            let owner: Owner = text.parse().unwrap();
+            assert_eq!((&owner.user, &owner.group), (&user, &group));
+            assert_eq!(owner.to_string(), text);
+        }
+        let long = format!("{}:root", "n".repeat(33));
+        for refused in
+            ["", ":", "root", "root:", ":root", "a:b:c", "4294967295:0", "-1:0", "1a:0", "a b:c", "a\n:b", "é:b", &long]
+        {
+            assert!(matches!(refused.parse::<Owner>(), Err(Error::Value { what: "owner", .. })), "{refused:?}");
+        }
+        assert_eq!(Owner::ROOT.to_string(), "0:0");
+    }
+}
