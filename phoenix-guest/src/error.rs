@@ -46,6 +46,16 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A TLS handshake did not prove what it should.
+    #[error("TLS handshake with {address} for {name}: {why}")]
+    Handshake {
+        /// Where: `host:port`, or `files` for one in this process.
+        address: String,
+        /// The name that was asked for.
+        name: String,
+        /// What went wrong.
+        why: String,
+    },
     /// What was read back is not what was written.
     #[error("guest {guest}: {path} was written but reads back different: {found} instead of {expected}")]
     ReadBack {
@@ -57,6 +67,18 @@ pub enum Error {
         expected: String,
         /// What was read.
         found: String,
+    },
+    /// A new pair was put back because the consumer's check, its reload or the proof failed.
+    #[error("guest {guest}: {path} was rolled back{}", also(rollback))]
+    RolledBack {
+        /// The guest's name.
+        guest: String,
+        /// The path of the certificate.
+        path: GuestPath,
+        /// Why it was rolled back.
+        source: Box<Error>,
+        /// What went wrong while rolling back, if anything did.
+        rollback: Option<Box<Error>>,
     },
     /// The guest, or its transport, cannot do this at all.
     #[error("guest {guest}: {what}")]
@@ -76,6 +98,11 @@ pub enum Error {
         /// What is accepted.
         accepted: &'static str,
     },
+}
+
+/// A failure on the way back, which has no place in the chain of sources.
+fn also(rollback: &Option<Box<Error>>) -> String {
+    rollback.as_ref().map(|error| format!(", and that failed too: {error}")).unwrap_or_default()
 }
 
 /// The end of what a command said, on a line of its own, or nothing.

@@ -22,6 +22,7 @@ use crate::verify::verify;
 pub struct Leaf {
     label: String,
     chain: Vec<Certificate>,
+    root: Certificate,
     key: PrivateKey,
 }
 
@@ -39,6 +40,11 @@ impl Leaf {
     /// Leaf first, then the intermediate; the root is left out.
     pub fn chain(&self) -> &[Certificate] {
         &self.chain
+    }
+
+    /// The root that the chain ends in.
+    pub fn root(&self) -> &Certificate {
+        &self.root
     }
 
     /// The chain as PEM: what a server's certificate file holds.
@@ -221,7 +227,7 @@ impl Authority {
         let Some(pair) = self.store.pair(label)? else { return Ok(None) };
         let chain = Certificate::all_from_pem(&pair.chain, &pair.origin)?;
         let key = PrivateKey::from_pem(&pair.key, None, &pair.origin.replace("cert.pem", "key.pem"))?;
-        Ok(Some(Leaf { label: label.into(), chain, key }))
+        Ok(Some(Leaf { label: label.into(), chain, root: self.root.clone(), key }))
     }
 
     /// Revokes every certificate of this label or serial number that is still valid; says which.
@@ -315,7 +321,7 @@ impl Authority {
             if chain[0].public_key() != key.public_key() {
                 return Err(Error::KeyMismatch { origin: wanted.label() });
             }
-            leaves.push(Leaf { label: wanted.label(), chain, key });
+            leaves.push(Leaf { label: wanted.label(), chain, root: self.root.clone(), key });
         }
         drop(signer);
         let mut events = Vec::with_capacity(leaves.len());
