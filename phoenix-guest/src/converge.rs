@@ -1,0 +1,394 @@
+//! Making it so: observe, plan, issue, trust, deliver, activate, prove, report. One direction, no way back.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use phoenix_pki::{Authority, Ensured, Error as PkiError, Leaf, LeafParams, Reason, Store};
+use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
+
+use crate::command::{Command, Output};
+use crate::delivery::Delivery;
+use crate::error::{Error, Result};
+use crate::guest::GuestPath;
+use crate::inventory::{CertificateEntry, GuestEntry, GuestKind, Inventory};
+use crate::report::{CertificateReport, DeliveryReport, GuestReport, Report, State, TrustReport};
+use crate::transport::{File, Local, Observed, Rootfs, Transport};
+use crate::trust::Trust;
+
+/// How a run goes.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Only look, and say what would be done.
+    pub dry_run: bool,
+    /// How many guests are worked on at once, at least one.
+    pub parallel: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { dry_run: false, parallel: 8 }
+    }
+}
+
+/// What a run is doing, for whoever shows it.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The certificates were judged; this many are made.
+    Issuing {
+        /// How many.
+        due: usize,
+    },
+    /// A guest is being worked on.
+    Working {
+        /// Its id.
+        guest: &'a str,
+        /// What is done: `reach`, `trust`, or the path of a pair.
+        what: &'a str,
+    },
+    /// A guest is done.
+    Finished {
+        /// Its id.
+        guest: &'a str,
+    },
+}
+
+/// A guest that was looked for.
+#[non_exhaustive]
+pub enum Reached {
+    /// It is there.
+    Ready(Box<dyn Transport>),
+    /// It is not there now, and nothing is wrong with that: stopped, or not created yet.
+    Absent {
+        /// Why, such as `stopped`.
+        why: String,
+    },
+}
+
+/// Reaches a guest as its entry says.
+///
+/// # Errors
+/// [`Error::Unsupported`] for a kind of guest that this version does not reach.
+pub fn reach(entry: &GuestEntry) -> Result<Reached> {
+    match &entry.kind {
+        GuestKind::Host => Ok(Reached::Ready(Box::new(Local::named(entry.id.to_string())))),
+        GuestKind::Rootfs(path) if !path.is_dir() => {
+            Ok(Reached::Absent { why: format!("{} is no directory", path.display()) })
+        }
+        GuestKind::Rootfs(path) => Ok(Reached::Ready(Box::new(Rootfs::new(entry.id.to_string(), path)?))),
+        other => Err(Error::Unsupported {
+            guest: entry.id.to_string(),
+            what: format!("{other} guests cannot be reached by this version"),
+        }),
+    }
+}
+
+/// Makes the world as the inventory says, proves it, and does nothing when nothing has changed.
+///
+/// `reach` finds a guest, usually [`reach`]. One guest's failure does not stop the others: it is in the report.
+///
+/// # Errors
+/// Only for what concerns all guests: the authority, the store, a name outside the authority's constraints.
+pub fn converge(
+    inventory: &Inventory,
+    reach: &(dyn Fn(&GuestEntry) -> Result<Reached> + Sync),
+    options: &Options,
+    now: OffsetDateTime,
+    events: &(dyn Fn(Event<'_>) + Sync),
+) -> Result<Report> {
+    let store = Store::new(&inventory.authority.store);
+    let _alone = if options.dry_run { None } else { Some(store.exclusive().map_err(pki)?) };
+    let existing = match Authority::open(&store) {
+        Err(PkiError::AuthorityMissing { .. }) => None,
+        other => Some(other.map_err(pki)?),
+    };
+    let authority_created = existing.is_none();
+    let wanted: Vec<LeafParams> = inventory.certificates.iter().map(|entry| entry.leaf.clone()).collect();
+    if let Some(authority) = &existing {
+        permitted(inventory, authority)?;
+    }
+    let authority = match existing {
+        None if !options.dry_run => Some(Authority::create(&store, &inventory.authority.params, now).map_err(pki)?),
+        other => other,
+    };
+    let held = hold(authority.as_ref(), &wanted, options, now, events)?;
+    let run = Run { inventory, authority: authority.as_ref(), held: &held, reach, options, now, events };
+    let mut guests = Vec::new();
+    for layer in inventory.layers() {
+        guests.extend(run.layer(&layer));
+    }
+    guests.sort_by_key(|report: &(usize, GuestReport)| report.0);
+    Ok(Report {
+        dry_run: options.dry_run,
+        authority_created,
+        root: authority.as_ref().map(|authority| authority.root().fingerprint()),
+        certificates: inventory.certificates.iter().zip(&held).map(|(entry, held)| held.report(entry)).collect(),
+        guests: guests.into_iter().map(|(_, report)| report).collect(),
+    })
+}
+
+/// A certificate of the inventory as the store holds it now.
+struct Held {
+    reason: Reason,
+    leaf: Option<Leaf>,
+}
+
+impl Held {
+    fn report(&self, entry: &CertificateEntry) -> CertificateReport {
+        let certificate = self.leaf.as_ref().map(Leaf::certificate);
+        CertificateReport {
+            label: entry.leaf.label(),
+            names: entry.leaf.names.clone(),
+            profile: entry.leaf.profile,
+            reason: self.reason.clone(),
+            fingerprint: certificate.map(|certificate| certificate.fingerprint()),
+            not_after: certificate.map(|certificate| certificate.not_after()),
+        }
+    }
+}
+
+/// Judges the certificates, and unless this is a dry run makes those that are due.
+fn hold(
+    authority: Option<&Authority>,
+    wanted: &[LeafParams],
+    options: &Options,
+    now: OffsetDateTime,
+    events: &(dyn Fn(Event<'_>) + Sync),
+) -> Result<Vec<Held>> {
+    let Some(authority) = authority else {
+        return Ok(wanted.iter().map(|_| Held { reason: Reason::Missing, leaf: None }).collect());
+    };
+    let reasons = authority.plan(wanted, now).map_err(pki)?;
+    events(Event::Issuing { due: reasons.iter().filter(|reason| reason.is_due()).count() });
+    if options.dry_run {
+        let leaf = |(wanted, reason): (&LeafParams, Reason)| match reason {
+            Reason::UpToDate => Ok(Held { leaf: authority.leaf(&wanted.label()).map_err(pki)?, reason }),
+            _ => Ok(Held { leaf: None, reason }),
+        };
+        return wanted.iter().zip(reasons).map(leaf).collect();
+    }
+    let ensured = authority.ensure_all(wanted, now).map_err(pki)?;
+    Ok(ensured.into_iter().map(|Ensured { leaf, reason, .. }| Held { reason, leaf: Some(leaf) }).collect())
+}
+
+/// Refuses a name outside the authority's constraints before anything is made, naming the line.
+fn permitted(inventory: &Inventory, authority: &Authority) -> Result<()> {
+    let Some(permitted) = authority.permitted() else { return Ok(()) };
+    for entry in &inventory.certificates {
+        if let Some(name) = entry.leaf.names.iter().find(|name| !permitted.permits(name)) {
+            let (name, permitted) = (name.to_string(), permitted.to_string());
+            let source = Box::new(PkiError::NotPermitted { name, permitted });
+            return Err(Error::Certificate { origin: entry.origin.clone(), source });
+        }
+    }
+    Ok(())
+}
+
+fn pki(source: PkiError) -> Error {
+    Error::Authority { source: Box::new(source) }
+}
+
+struct Run<'a> {
+    inventory: &'a Inventory,
+    authority: Option<&'a Authority>,
+    held: &'a [Held],
+    reach: &'a (dyn Fn(&GuestEntry) -> Result<Reached> + Sync),
+    options: &'a Options,
+    now: OffsetDateTime,
+    events: &'a (dyn Fn(Event<'_>) + Sync),
+}
+
+impl Run<'_> {
+    /// The guests of one layer, so many at once as the options say.
+    fn layer(&self, guests: &[&GuestEntry]) -> Vec<(usize, GuestReport)> {
+        let next = AtomicUsize::new(0);
+        let reports = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for _ in 0..self.options.parallel.clamp(1, guests.len().max(1)) {
+                scope.spawn(|| {
+                    while let Some(entry) = guests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let report = self.guest(entry);
+                        (self.events)(Event::Finished { guest: &report.guest });
+                        let place = self.inventory.guests.iter().position(|other| other.id == entry.id).unwrap_or(usize::MAX);
+                        reports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((place, report));
+                    }
+                });
+            }
+        });
+        reports.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn working(&self, entry: &GuestEntry, what: &str) {
+        (self.events)(Event::Working { guest: &entry.id.to_string(), what });
+    }
+
+    fn guest(&self, entry: &GuestEntry) -> GuestReport {
+        let mut report = GuestReport {
+            guest: entry.id.to_string(),
+            name: entry.name.clone(),
+            state: State::Unchanged,
+            trust: None,
+            deliveries: Vec::new(),
+        };
+        self.working(entry, "reach");
+        let transport = match (self.reach)(entry) {
+            Ok(Reached::Ready(transport)) => Bounded { inner: transport, start: Instant::now(), limit: entry.deadline },
+            Ok(Reached::Absent { why }) => {
+                report.state = State::Pending { why };
+                return report;
+            }
+            Err(error) => {
+                report.state = State::failed(&error);
+                return report;
+            }
+        };
+        let mut anchors: Vec<CertificateDer<'static>> =
+            self.authority.iter().map(|authority| authority.root().der().clone()).collect();
+        if self.inventory.trust.selects(entry) {
+            self.working(entry, "trust");
+            let (trust, bundle) = self.trust(entry, &transport);
+            report.trust = Some(trust);
+            // A guest that should trust the root judges what it serves by its own bundle, and by nothing else.
+            anchors = bundle;
+        }
+        for (certificate, held) in self.inventory.certificates.iter().zip(self.held) {
+            for delivery in certificate.deliver.iter().filter(|delivery| delivery.guest == entry.id) {
+                self.working(entry, delivery.placement.cert.path.as_str());
+                report.deliveries.push(self.delivery(&transport, certificate, held, &delivery.placement, &anchors));
+            }
+        }
+        report
+    }
+
+    /// The root in the guest's stores, and what the guest's programs trust then.
+    fn trust(&self, entry: &GuestEntry, transport: &dyn Transport) -> (TrustReport, Vec<CertificateDer<'static>>) {
+        let Some(authority) = self.authority else {
+            return (TrustReport { state: State::Due, stores: Vec::new() }, Vec::new());
+        };
+        let roots = std::slice::from_ref(authority.root());
+        let made = || -> Result<_> {
+            let trust = Trust::of(transport, &entry.docker_registries)?;
+            if self.options.dry_run {
+                let stores = trust.status(roots)?;
+                let state = if stores.iter().all(|store| store.holds()) { State::Unchanged } else { State::Due };
+                return Ok((TrustReport { state, stores }, trust.bundle()?));
+            }
+            let installed = trust.install(roots)?;
+            let state = if installed.changed { State::Changed } else { State::Unchanged };
+            Ok((TrustReport { state, stores: installed.stores }, trust.bundle()?))
+        };
+        made().unwrap_or_else(|error| (TrustReport { state: State::failed(&error), stores: Vec::new() }, Vec::new()))
+    }
+
+    fn delivery(
+        &self,
+        transport: &dyn Transport,
+        certificate: &CertificateEntry,
+        held: &Held,
+        placement: &crate::delivery::Placement,
+        anchors: &[CertificateDer<'static>],
+    ) -> DeliveryReport {
+        let mut report = DeliveryReport {
+            certificate: certificate.leaf.label(),
+            path: placement.cert.path.to_string(),
+            state: State::Due,
+            differences: Vec::new(),
+            proof: None,
+            notes: Vec::new(),
+        };
+        // In a dry run, a certificate that is due has not been made: its delivery follows.
+        let Some(leaf) = &held.leaf else { return report };
+        let made = || -> Result<_> {
+            let delivery = Delivery::new(transport, leaf, placement)?;
+            let standing = delivery.standing(transport.observe(&delivery.paths()?)?);
+            match self.options.dry_run {
+                true => delivery.examine(&standing, anchors, self.now),
+                false => delivery.ensure(&standing, anchors, self.now),
+            }
+        };
+        match made() {
+            Ok(delivered) => {
+                report.state = match (delivered.changed(), self.options.dry_run) {
+                    (false, _) => State::Unchanged,
+                    (true, false) => State::Changed,
+                    (true, true) => State::Due,
+                };
+                report.differences = delivered.differences;
+                report.proof = delivered.proof;
+                report.notes = delivered.notes;
+            }
+            Err(error) => report.state = State::failed(&error),
+        }
+        report
+    }
+}
+
+/// A transport with a deadline for all that is asked of one guest together.
+struct Bounded {
+    inner: Box<dyn Transport>,
+    start: Instant,
+    limit: Duration,
+}
+
+impl Bounded {
+    fn left(&self, attempted: &str) -> Result<Duration> {
+        self.limit.checked_sub(self.start.elapsed()).filter(|left| !left.is_zero()).ok_or_else(|| Error::Deadline {
+            guest: self.inner.guest().into(),
+            attempted: attempted.into(),
+            limit: self.limit,
+        })
+    }
+}
+
+impl Transport for Bounded {
+    fn guest(&self) -> &str {
+        self.inner.guest()
+    }
+
+    fn exec(&self, command: &Command) -> Result<Output> {
+        let left = self.left(command.argv.first().map_or("a command", String::as_str))?;
+        let mut command = command.clone();
+        command.deadline = command.deadline.min(left);
+        self.inner.exec(&command)
+    }
+
+    fn put(&self, file: &File) -> Result<()> {
+        self.left(file.path.as_str())?;
+        self.inner.put(file)
+    }
+
+    fn get(&self, path: &GuestPath, limit: usize) -> Result<Option<Vec<u8>>> {
+        self.left(path.as_str())?;
+        self.inner.get(path, limit)
+    }
+
+    fn observe(&self, paths: &[GuestPath]) -> Result<Vec<Observed>> {
+        self.left("observing")?;
+        self.inner.observe(paths)
+    }
+
+    fn link(&self, path: &GuestPath, target: &str) -> Result<()> {
+        self.left(path.as_str())?;
+        self.inner.link(path, target)
+    }
+
+    fn remove(&self, path: &GuestPath) -> Result<()> {
+        self.left(path.as_str())?;
+        self.inner.remove(path)
+    }
+
+    fn list(&self, path: &GuestPath) -> Result<Vec<String>> {
+        self.left(path.as_str())?;
+        self.inner.list(path)
+    }
+
+    fn runs_programs(&self) -> bool {
+        self.inner.runs_programs()
+    }
+
+    fn sets_owners(&self) -> bool {
+        self.inner.sets_owners()
+    }
+}
