@@ -221,6 +221,15 @@ fn magic_links_lead_nowhere() {
     assert_eq!(names(directory.path()), [""; 0]);
 }
 
+/// Ends the swapping, also when an assertion failed.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A guest that swaps its directory for a symlink, in a loop, while it is written to.
 fn swapped(target: impl Fn(&Hypervisor) -> PathBuf) {
     let hypervisor = Hypervisor::new();
@@ -236,6 +245,7 @@ fn swapped(target: impl Fn(&Hypervisor) -> PathBuf) {
                 swaps.fetch_add(1, Ordering::Relaxed);
             }
         });
+        let _stop = Stop(&stop);
         let mut landed = 0;
         for _ in 0..500 {
             landed += usize::from(guest.put(&file(&path)).is_ok());
@@ -245,7 +255,6 @@ fn swapped(target: impl Fn(&Hypervisor) -> PathBuf) {
             let _ = guest.remove(&"/etc/ssl/link".parse().unwrap());
             let _ = guest.list(&"/etc/ssl".parse().unwrap()).map(|names| assert!(!names.contains(&"secret".into())));
         }
-        stop.store(true, Ordering::Relaxed);
         assert!(landed > 0, "the race was never won by the right side");
     });
     assert!(swaps.into_inner() > 100, "the guest hardly tried");
