@@ -46,6 +46,22 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Something in an inventory cannot be meant.
+    #[error("{file}:{line}:{column}: {}{why}", at(key, value))]
+    Inventory {
+        /// The file, as the caller calls it.
+        file: String,
+        /// The line, from 1.
+        line: usize,
+        /// The column in characters, from 1.
+        column: usize,
+        /// The keys that lead there, such as `certificate.names`; empty when the text is no TOML.
+        key: String,
+        /// The value that was given; empty when it is a whole table, or missing.
+        value: String,
+        /// What is wrong with it, or what is accepted.
+        why: String,
+    },
     /// What was read back is not what was written.
     #[error("guest {guest}: {path} was written but reads back different: {found} instead of {expected}")]
     ReadBack {
@@ -76,6 +92,12 @@ pub enum Error {
         /// What is accepted.
         accepted: &'static str,
     },
+}
+
+/// Key and value of an inventory, as far as they are known, before the reason.
+fn at(key: &str, value: &str) -> String {
+    let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+    if value.is_empty() { key } else { format!("{key}{value:?}: ") }
 }
 
 /// The end of what a command said, on a line of its own, or nothing.

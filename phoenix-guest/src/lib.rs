@@ -4,6 +4,8 @@
 mod command;
 mod error;
 mod guest;
+pub mod inventory;
+mod service;
 mod transport;
 
 pub use command::{Command, DEADLINE, OUTPUT_LIMIT, Output, printable};
