@@ -21,7 +21,7 @@ pub(crate) fn known(name: &str) -> Option<Activation> {
         .map(|(_, check, reload)| Activation { check: (!check.is_empty()).then(|| argv(check)), reload: argv(reload) })
 }
 
-/// The names of the known services, as one line.
-pub(crate) fn names() -> String {
-    TABLE.map(|(service, ..)| service).join(", ")
+/// The names of the known services.
+pub(crate) fn names() -> [&'static str; TABLE.len()] {
+    TABLE.map(|(service, ..)| service)
 }

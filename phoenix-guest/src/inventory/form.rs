@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -14,7 +15,7 @@ use serde::de::{Deserializer, Error as _, Visitor};
 use toml::Spanned;
 
 use super::GuestId;
-use super::source::Source;
+use super::source::{Source, accepts};
 use crate::error::{Error, Result};
 use crate::guest::{GuestPath, Mode, Owner};
 
@@ -237,16 +238,16 @@ pub(super) struct Serves {
     pub(super) name: Option<At<Name>>,
 }
 
-/// A single value and where it begins.
+/// A single value and where it stands.
 pub(super) struct At<T> {
     pub(super) value: T,
-    pub(super) at: usize,
+    pub(super) span: Range<usize>,
 }
 
 impl<'de, T: Scalar> Deserialize<'de> for At<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Parsed<T>>::deserialize(deserializer)?;
-        Ok(Self { at: spanned.span().start, value: spanned.into_inner().0 })
+        Ok(Self { span: spanned.span(), value: spanned.into_inner().0 })
     }
 }
 
@@ -328,7 +329,7 @@ pub(super) trait Scalar: Sized {
 }
 
 /// What an error of the value's own parser says is accepted.
-trait Accepted: fmt::Display {
+pub(super) trait Accepted: fmt::Display {
     fn accepted(self) -> String;
 }
 
@@ -374,17 +375,18 @@ impl Scalar for KeyType {
     }
 }
 
-const PROFILES: [Profile; 3] = [Profile::Server, Profile::Client, Profile::Peer];
+const PROFILES: [(&str, Profile); 3] =
+    [("server", Profile::Server), ("client", Profile::Client), ("peer", Profile::Peer)];
 
 impl Scalar for Profile {
     fn from_text(text: &str) -> Result<Self, String> {
-        let found = PROFILES.into_iter().find(|profile| profile.to_string() == text);
-        found.ok_or_else(|| format!("accepted: {}", PROFILES.map(|profile| profile.to_string()).join(", ")))
+        let found = PROFILES.iter().find(|(name, _)| *name == text).map(|(_, profile)| *profile);
+        found.ok_or_else(|| accepts(text, &PROFILES.map(|(name, _)| name)))
     }
 
     #[cfg(feature = "schema")]
     fn schema() -> Schema {
-        json_schema!({ "type": "string", "enum": PROFILES.map(|profile| profile.to_string()) })
+        json_schema!({ "type": "string", "enum": PROFILES.map(|(name, _)| name) })
     }
 }
 

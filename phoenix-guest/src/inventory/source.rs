@@ -1,8 +1,8 @@
 //! The text of an inventory, and errors that point into it.
 
-use std::fmt::Display;
 use std::ops::Range;
 
+use super::form::At;
 use crate::error::Error;
 
 /// The text with the offsets at which its lines begin.
@@ -27,23 +27,15 @@ impl<'a> Source<'a> {
         (line, before.chars().count() + 1)
     }
 
-    /// The error of a value.
-    pub(super) fn refuse(
-        &self,
-        at: usize,
-        key: impl Into<String>,
-        value: impl Display,
-        why: impl Into<String>,
-    ) -> Error {
+    /// The error of a value, shown as it is written.
+    pub(super) fn refuse<T>(&self, value: &At<T>, key: &str, why: impl Into<String>) -> Error {
+        self.error(value.span.start, key.into(), &self.scalar(&value.span), why.into())
+    }
+
+    /// The error of what begins at an offset.
+    pub(super) fn error(&self, at: usize, key: String, value: &str, why: String) -> Error {
         let (line, column) = self.position(at);
-        Error::Inventory {
-            file: self.file.into(),
-            line,
-            column,
-            key: key.into(),
-            value: cut(&value.to_string()),
-            why: why.into(),
-        }
+        Error::Inventory { file: self.file.into(), line, column, key, value: cut(value), why }
     }
 
     /// What toml found wrong, in our words.
@@ -60,18 +52,16 @@ impl<'a> Source<'a> {
             "authority.root_key" => (String::new(), ROOT_KEY.into()),
             _ => (value, why),
         };
-        self.refuse(span.start, line(key), value, why)
+        self.error(span.start, line(key), &value, why)
     }
 
     /// The value at fault and what is wrong with it.
     fn words(&self, span: &Range<usize>, message: &str) -> (String, String) {
         if let Some((key, accepted)) = unknown(message, "unknown field `") {
-            let hint = near(key, &accepted).map_or(String::new(), |near| format!("did you mean `{near}`? "));
-            return (String::new(), format!("unknown key `{}`; {hint}accepted: {}", line(key), accepted.join(", ")));
+            return (String::new(), format!("unknown key `{}`; {}", line(key), accepts(key, &accepted)));
         }
         if let Some((value, accepted)) = unknown(message, "unknown variant `") {
-            let hint = near(value, &accepted).map_or(String::new(), |near| format!("did you mean {near:?}? "));
-            return (value.into(), format!("{hint}accepted: {}", accepted.join(", ")));
+            return (value.into(), accepts(value, &accepted));
         }
         if let Some(key) = message.strip_prefix("missing field ") {
             return (String::new(), format!("missing key {key}"));
@@ -80,7 +70,7 @@ impl<'a> Source<'a> {
             return (String::new(), "exactly one key is accepted here".into());
         }
         if message.starts_with("invalid ") {
-            return (String::new(), line(message));
+            return (String::new(), line(message).replace("expected a sequence", "expected a list"));
         }
         (self.scalar(span), line(message))
     }
@@ -105,12 +95,14 @@ fn unknown<'m>(message: &'m str, prefix: &str) -> Option<(&'m str, Vec<&'m str>)
     Some((word, expected.split('`').skip(1).step_by(2).collect()))
 }
 
-/// The accepted word that was probably meant.
-fn near<'m>(word: &str, accepted: &[&'m str]) -> Option<&'m str> {
+/// The words that are accepted in the place of this one, first the one that was probably meant.
+pub(super) fn accepts(word: &str, accepted: &[&str]) -> String {
+    let near = |candidate: &&&str| strsim::normalized_damerau_levenshtein(word, candidate);
     // Comparing is quadratic in the length, and nobody misspells a word into a long one.
-    let word = (word.len() <= 64).then_some(word)?;
-    let scored = accepted.iter().map(|candidate| (strsim::jaro_winkler(word, candidate), *candidate));
-    scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, near)| near)
+    let candidates = accepted.iter().filter(|candidate| word.len() <= 64 && near(candidate) >= 0.6);
+    let meant = candidates.max_by(|a, b| near(a).total_cmp(&near(b)));
+    let hint = meant.map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
+    format!("{hint}accepted: {}", accepted.join(", "))
 }
 
 /// The beginning of a long text.
