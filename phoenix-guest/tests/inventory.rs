@@ -75,7 +75,10 @@ fn what_has_not_the_form() {
             "[authority]\nname = \" \"\nstore = \"s\"",
             "2:8: authority.name: \" \": 1 to 40 characters, no control characters, no space at either end",
         ),
-        ("[authority]\nname = \"A\"\nstore = \"\"", "3:9: authority.store: a path without control characters"),
+        (
+            "[authority]\nname = \"A\"\nstore = \"\"",
+            "3:9: authority.store: a path of one or more characters, none of them a control character",
+        ),
         (
             "[authority]\nname = \"A\"\nstore = \"s\"\nkey_type = \"rsa\"",
             "4:12: authority.key_type: \"rsa\": ecdsa-p256, ecdsa-p384, ed25519, rsa-2048, rsa-3072 or rsa-4096",

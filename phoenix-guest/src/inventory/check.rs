@@ -6,7 +6,8 @@ use phoenix_pki::{
     AuthorityParams, LONGEST_LEAF, LeafParams, Lifetime, Name, PassphraseSource, Permitted, Profile, Renewal, RootKey,
 };
 
-use super::form::{self, At};
+use super::form;
+use super::scalar::{Accepted as _, Argument, At, Subtree};
 use super::source::{Source, accepts};
 use super::{
     AuthorityEntry, CertificateEntry, Delivery, GUEST_DEADLINE, GuestEntry, GuestId, GuestKind, Inventory, Placed,
@@ -55,7 +56,7 @@ fn permitted(source: &Source<'_>, form: &form::Document) -> Result<Permitted> {
         return Ok(Permitted::around(names().map(|name| &name.value)));
     };
     let mut permitted = Permitted::default();
-    for form::Subtree(subtree) in entries.iter().map(|entry| &entry.value) {
+    for Subtree(subtree) in entries.iter().map(|entry| &entry.value) {
         permitted.domains.extend(subtree.domains.iter().cloned());
         permitted.networks.extend(&subtree.networks);
     }
@@ -228,7 +229,7 @@ fn leaf(source: &Source<'_>, begin: usize, form: &form::Certificate, defaults: &
         renewal: renew.map(|renew| renew.value).unwrap_or_default(),
     };
     let sound = LeafParams { lifetime: LONGEST_LEAF, ..leaf.clone() }.check();
-    sound.map(|()| leaf).map_err(|error| match (&form.name, form::Accepted::accepted(error)) {
+    sound.map(|()| leaf).map_err(|error| match (&form.name, error.accepted()) {
         (Some(name), why) => source.refuse(name, "certificate.name", why),
         (None, why) => source.error(begin, "certificate".into(), "", why),
     })
@@ -334,7 +335,7 @@ fn delivery(files: &mut Files<'_>, form: form::Deliver, leaf: &LeafParams, guest
     })
 }
 
-fn argv(source: &Source<'_>, form: Option<Vec<At<form::Argument>>>, key: &str) -> Result<Option<Vec<String>>> {
+fn argv(source: &Source<'_>, form: Option<Vec<At<Argument>>>, key: &str) -> Result<Option<Vec<String>>> {
     let Some(words) = form else { return Ok(None) };
     match words.first() {
         Some(program) if program.value.0.is_empty() => Err(source.refuse(program, key, "the program has no name")),

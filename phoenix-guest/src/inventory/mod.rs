@@ -13,6 +13,7 @@ use crate::guest::{GuestPath, Mode, Owner};
 
 mod check;
 mod form;
+mod scalar;
 mod source;
 
 /// How long one guest may hold up a run when its entry says nothing else.
@@ -281,5 +282,22 @@ impl Inventory {
 /// The JSON Schema of an inventory, for editors: indented, with a final newline.
 #[cfg(feature = "schema")]
 pub fn schema() -> String {
-    format!("{:#}\n", schemars::schema_for!(form::Document).to_value())
+    let mut schema = schemars::schema_for!(form::Document).to_value();
+    without_null(&mut schema);
+    format!("{schema:#}\n")
+}
+
+/// Takes out the alternative of null: TOML has none, what is optional is left out.
+#[cfg(feature = "schema")]
+fn without_null(value: &mut serde_json::Value) {
+    use serde_json::Value;
+
+    match value {
+        Value::Object(map) => map.values_mut().for_each(without_null),
+        Value::Array(list) => {
+            list.retain(|item| !item.is_null() && item != "null" && item["type"] != "null");
+            list.iter_mut().for_each(without_null);
+        }
+        _ => {}
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::form::At;
+use super::scalar::At;
 use crate::error::Error;
 
 /// The text with the offsets at which its lines begin.
