@@ -86,7 +86,8 @@ impl Placement {
         }
     }
 
-    fn files(&self) -> impl Iterator<Item = (&'static str, &Placed)> {
+    /// Every file of it, under its name in a generation.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &Placed)> {
         let optional = [("chain.pem", &self.chain), ("root.pem", &self.root)];
         [("cert.pem", &self.cert), ("key.pem", &self.key)]
             .into_iter()

@@ -11,6 +11,20 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The authority or the store failed.
+    #[error("the authority cannot do its part")]
+    Authority {
+        /// The cause.
+        source: Box<phoenix_pki::Error>,
+    },
+    /// A certificate of the inventory cannot be made.
+    #[error("{origin}: certificate.names")]
+    Certificate {
+        /// The file and line of its entry.
+        origin: String,
+        /// The cause.
+        source: Box<phoenix_pki::Error>,
+    },
     /// A command ended with a status that is not zero.
     #[error("guest {guest}: {argv} ended with status {status}{}", tail(stderr))]
     Command {
@@ -54,6 +68,22 @@ pub enum Error {
         /// The name that was asked for.
         name: String,
         /// What went wrong.
+        why: String,
+    },
+    /// Something in an inventory cannot be meant.
+    #[error("{file}:{line}:{column}: {}{why}", at(key, value))]
+    Inventory {
+        /// The file, as the caller calls it.
+        file: String,
+        /// The line, from 1.
+        line: usize,
+        /// The column in characters, from 1.
+        column: usize,
+        /// The keys that lead there, such as `certificate.names`; empty when the text is no TOML.
+        key: String,
+        /// The value that was given; empty when it is a whole table, or missing.
+        value: String,
+        /// What is wrong with it, or what is accepted.
         why: String,
     },
     /// What was read back is not what was written.
@@ -103,6 +133,12 @@ pub enum Error {
 /// A failure on the way back, which has no place in the chain of sources.
 fn also(rollback: &Option<Box<Error>>) -> String {
     rollback.as_ref().map(|error| format!(", and that failed too: {error}")).unwrap_or_default()
+}
+
+/// Key and value of an inventory, as far as they are known, before the reason.
+fn at(key: &str, value: &str) -> String {
+    let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+    if value.is_empty() { key } else { format!("{key}{value:?}: ") }
 }
 
 /// The end of what a command said, on a line of its own, or nothing.

@@ -6,6 +6,8 @@ mod delivery;
 mod error;
 mod guest;
 mod handshake;
+pub mod inventory;
+mod service;
 mod transport;
 
 pub use delivery::{Delivered, Difference, Placed, Placement, ensure_pair};
