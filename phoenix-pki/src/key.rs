@@ -171,7 +171,7 @@ impl PrivateKey {
     pub fn from_pem(pem: &[u8], passphrase: Option<&Passphrase>, origin: &str) -> Result<Self> {
         let refused = |why: &str| Error::Parse { origin: origin.into(), what: "private key", why: why.into() };
         let text = std::str::from_utf8(pem).map_err(|_| refused("it is not text"))?;
-        if text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") {
+        if is_encrypted(pem) {
             let (_, document) =
                 pkcs8::SecretDocument::from_pem(text.trim()).map_err(|error| refused(&error.to_string()))?;
             return Self::from_encrypted_der(document.as_bytes(), passphrase, origin);
@@ -321,6 +321,11 @@ impl SigningKey for PrivateKey {
             }
         }
     }
+}
+
+/// Whether a PEM file holds an encrypted key (RFC 7468 §11).
+pub(crate) fn is_encrypted(pem: &[u8]) -> bool {
+    str::from_utf8(pem).is_ok_and(|text| text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----"))
 }
 
 /// PEM of 64 columns with a final newline (RFC 7468).

@@ -3,26 +3,32 @@
 
 mod authority;
 mod certificate;
+mod crl;
 mod error;
 mod key;
+mod leaf;
 mod ledger;
 mod name;
 mod plan;
 mod profile;
+mod revocation;
 mod sign;
 mod store;
 mod verify;
 
-pub use authority::{Authority, Ensured, Leaf};
+pub use authority::Authority;
 pub use certificate::{Certificate, Fingerprint, SerialNumber};
+pub use crl::{Crl, Revoked};
 pub use error::{Error, Result};
 pub use key::{KeyType, Passphrase, PrivateKey};
+pub use leaf::{Ensured, Leaf};
 pub use ledger::{Issued, Ledger};
 pub use name::{Name, Permitted};
 pub use plan::Reason;
 pub use profile::{
-    AuthorityParams, BACKDATE, LONGEST_LEAF, LeafParams, Lifetime, PassphraseSource, Profile, Renewal, Revocation,
-    RootKey,
+    AuthorityParams, BACKDATE, INTERMEDIATE_CRL, LONGEST_LEAF, LeafParams, Lifetime, PassphraseSource, Profile,
+    ROOT_CRL, Renewal, Revocation, RootKey, SHORTEST_LEAF,
 };
+pub use revocation::{CrlRefresh, CrlState};
 pub use store::Store;
-pub use verify::verify;
+pub use verify::{Verification, verify};

@@ -136,8 +136,26 @@ impl FromStr for Renewal {
     }
 }
 
+impl std::fmt::Display for Renewal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Share(percent) => write!(f, "{percent}%"),
+            Self::Before(span) => write!(f, "{span}"),
+        }
+    }
+}
+
 /// How long before `now` a new certificate's validity begins, for guests whose clocks are behind.
 pub const BACKDATE: Duration = Duration::from_secs(3_600);
+
+/// How long a CRL of the intermediate holds; it is made anew when half of that is over.
+pub const INTERMEDIATE_CRL: Lifetime = Lifetime::days(7);
+
+/// How long a CRL of the root holds; it is made anew when half of that is over and the root key is at hand.
+pub const ROOT_CRL: Lifetime = Lifetime::days(365);
+
+/// The least a leaf may live.
+pub const SHORTEST_LEAF: Lifetime = Lifetime(Duration::from_secs(60));
 
 /// The most a leaf may live: Apple's bound for certificates of any authority (support document 103769).
 pub const LONGEST_LEAF: Lifetime = Lifetime::days(825);
@@ -248,6 +266,23 @@ impl LeafParams {
         if self.lifetime > LONGEST_LEAF {
             let accepted = "a leaf lives at most 825d: clients refuse longer ones";
             return Err(Error::Value { what: "lifetime", value: self.lifetime.to_string(), accepted });
+        }
+        if self.lifetime < SHORTEST_LEAF {
+            let accepted = "a leaf lives at least 60s";
+            return Err(Error::Value { what: "lifetime", value: self.lifetime.to_string(), accepted });
+        }
+        // One that is due from its first second on would be made anew in every run.
+        let (life, backdated) = (self.lifetime.duration().as_secs(), BACKDATE.as_secs());
+        let rests = match self.renewal {
+            Renewal::Share(percent) => {
+                matches!(percent, 1..=99) && (life + backdated) * u64::from(percent) / 100 > backdated
+            }
+            Renewal::Before(span) => span.duration().as_secs() + 1 < life,
+        };
+        if !rests {
+            let value = format!("{} of {}", self.renewal, self.lifetime);
+            let accepted = "a new certificate would be due at once; renew later in its life, or let it live longer";
+            return Err(Error::Value { what: "renewal", value, accepted });
         }
         Ok(())
     }

@@ -9,7 +9,8 @@ use rcgen::{
 };
 use time::OffsetDateTime;
 
-use crate::certificate::{Certificate, Fingerprint, SerialNumber};
+use crate::certificate::{Certificate, Fingerprint};
+use crate::crl::{Crl, Revoked};
 use crate::error::{Error, Result};
 use crate::key::{KeyType, PrivateKey, pem, random};
 use crate::name::{Name, Permitted};
@@ -103,14 +104,13 @@ impl Signer {
         Certificate::from_der(issued.der(), "new leaf")
     }
 
-    /// A CRL with these entries (RFC 5280 §5), as PEM.
-    pub(crate) fn crl(
-        &self,
-        number: u64,
-        revoked: &[Revoked],
-        now: OffsetDateTime,
-        lifetime: Lifetime,
-    ) -> Result<String> {
+    /// The key, for encrypting it.
+    pub(crate) fn key(&self) -> &PrivateKey {
+        self.issuer.key()
+    }
+
+    /// A CRL with these entries (RFC 5280 §5).
+    pub(crate) fn crl(&self, number: u64, revoked: &[Revoked], lifetime: Lifetime, now: OffsetDateTime) -> Result<Crl> {
         let this_update = whole_seconds(now);
         let params = CertificateRevocationListParams {
             this_update,
@@ -133,21 +133,14 @@ impl Signer {
                     invalidity_date: None,
                 })
                 .collect(),
-            key_identifier_method: KeyIdMethod::PreSpecified(
-                self.certificate.subject_key_id().map(<[u8]>::to_vec).unwrap_or_default(),
-            ),
+            key_identifier_method: match self.certificate.subject_key_id() {
+                Some(id) => KeyIdMethod::PreSpecified(id.to_vec()),
+                None => KeyIdMethod::Sha256,
+            },
         };
         let crl = params.signed_by(&self.issuer).map_err(failed("sign a CRL"))?;
-        Ok(pem("X509 CRL", crl.der()).to_string())
+        Crl::from_der(crl.der(), "new CRL")
     }
-}
-
-/// An entry of a CRL.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Revoked {
-    pub(crate) serial: SerialNumber,
-    pub(crate) at: OffsetDateTime,
-    pub(crate) reason: Revocation,
 }
 
 fn authority(

@@ -23,7 +23,7 @@ use crate::certificate::SerialNumber;
 use crate::error::{Error, Result};
 use crate::key::{Passphrase, random};
 use crate::ledger::{Event, Ledger, hex};
-use crate::profile::PassphraseSource;
+use crate::profile::{PassphraseSource, RootKey};
 
 /// The longest file that is read: a chain or a key is a few kilobytes.
 const LONGEST_FILE: u64 = 1 << 20;
@@ -194,7 +194,9 @@ impl Store {
                 _ => Err(Error::Passphrase { origin: name.clone(), why: "the environment variable is not set" }),
             },
             PassphraseSource::File(path) => {
-                let bytes = read_key(path)?.ok_or_else(|| missing(path))?;
+                let why = "there is no such passphrase file";
+                let bytes =
+                    read_key(path)?.ok_or_else(|| Error::Passphrase { origin: path.display().to_string(), why })?;
                 let text = str::from_utf8(&bytes).ok().and_then(|text| text.lines().next()).unwrap_or_default();
                 if text.is_empty() {
                     let why = "its first line holds no passphrase";
@@ -202,6 +204,17 @@ impl Store {
                 }
                 Ok(Passphrase::new(text))
             }
+        }
+    }
+}
+
+impl RootKey {
+    /// Where the passphrase of the root key comes from; `None` when it rests plain.
+    pub(crate) fn passphrase_source(&self, store: &Store) -> Option<PassphraseSource> {
+        match self {
+            Self::Generated => Some(PassphraseSource::File(store.passphrase_path())),
+            Self::Encrypted(source) => Some(source.clone()),
+            Self::Plain => None,
         }
     }
 }
