@@ -89,7 +89,7 @@ impl Signer {
         leaf.subject_alt_names = params.names.iter().map(san).collect::<Result<_>>()?;
         leaf.is_ca = IsCa::ExplicitNoCa;
         leaf.use_authority_key_identifier_extension = true;
-        leaf.key_identifier_method = KeyIdMethod::Sha256;
+        leaf.key_identifier_method = key_id(key);
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         if kind.is_rsa() {
             leaf.key_usages.push(KeyUsagePurpose::KeyEncipherment);
@@ -155,7 +155,7 @@ fn authority(
     authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     authority.use_authority_key_identifier_extension = true;
-    authority.key_identifier_method = KeyIdMethod::Sha256;
+    authority.key_identifier_method = key_id(key);
     authority.name_constraints = Some(constraints(permitted));
     authority
 }
@@ -167,6 +167,11 @@ fn subject(params: &AuthorityParams, role: &str, key: &PrivateKey) -> Distinguis
     subject.push(DnType::OrganizationName, params.name.as_str());
     subject.push(DnType::CommonName, format!("{} {role} {}", params.name, &suffix[..8]));
     subject
+}
+
+/// The first 160 bits of the SHA-256 of the public key's bits (RFC 7093 §2, method 1).
+fn key_id(key: &impl rcgen::PublicKeyData) -> KeyIdMethod {
+    KeyIdMethod::PreSpecified(Fingerprint::of(key.der_bytes()).as_bytes()[..20].to_vec())
 }
 
 fn constraints(permitted: &Permitted) -> NameConstraints {
