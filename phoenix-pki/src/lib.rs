@@ -30,5 +30,5 @@ pub use profile::{
     ROOT_CRL, Renewal, Revocation, RootKey, SHORTEST_LEAF,
 };
 pub use revocation::{CrlRefresh, CrlState};
-pub use store::Store;
+pub use store::{Exclusive, Store};
 pub use verify::{Verification, verify};

@@ -1,7 +1,7 @@
 //! The store on disk: the only file of this crate that touches the file system, and the one that knows every path.
 //!
 //! ```text
-//! STORE/lock                              flock, permanent
+//! STORE/{lock,converge.lock}              flock, permanent
 //! STORE/ledger.jsonl                      everything ever issued, appended
 //! STORE/authority/current -> 0001
 //! STORE/authority/0001/{root,intermediate}.{crt,key,crl}
@@ -101,11 +101,25 @@ impl Store {
 
     /// Takes the lock that every change needs, and makes the store's directories where they are missing.
     pub(crate) fn lock(&self) -> Result<Lock<'_>> {
+        Ok(Lock { store: self, _file: self.lock_file("lock")? })
+    }
+
+    /// Keeps other runs that deliver from this store out, until the value is dropped. Changes of the store itself have
+    /// a lock of their own.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] when another run goes on for longer than a minute.
+    pub fn exclusive(&self) -> Result<Exclusive> {
+        Ok(Exclusive { _file: self.lock_file("converge.lock")? })
+    }
+
+    /// Locks a file that stays: the kernel gives the lock back when the process ends, however it ends.
+    fn lock_file(&self, name: &str) -> Result<File> {
         if let Some(parent) = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::create_dir_all(parent).map_err(failed("create", parent))?;
         }
         make_directory(&self.path)?;
-        let path = self.path.join("lock");
+        let path = self.path.join(name);
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -116,7 +130,7 @@ impl Store {
         let start = Instant::now();
         loop {
             match file.try_lock() {
-                Ok(()) => break,
+                Ok(()) => return Ok(file),
                 Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
@@ -124,7 +138,6 @@ impl Store {
                 Err(TryLockError::Error(source)) => return Err(Error::WriteFile { attempted: "lock", path, source }),
             }
         }
-        Ok(Lock { store: self, _file: file })
     }
 
     /// The authority of the current generation, when there is one.
@@ -217,6 +230,12 @@ impl RootKey {
             Self::Plain => None,
         }
     }
+}
+
+/// The right to deliver from a store, held by one run at a time.
+#[derive(Debug)]
+pub struct Exclusive {
+    _file: File,
 }
 
 /// The store, open for changes: no other process changes it while this value lives.
