@@ -202,7 +202,9 @@ impl<'a> Delivery<'a> {
                 let bytes = zeroize::Zeroizing::new(match name {
                     "cert.pem" => leaf.chain_pem().into_bytes(),
                     "key.pem" => leaf.key().to_pem().as_bytes().to_vec(),
-                    "chain.pem" => leaf.chain()[1..].iter().map(phoenix_pki::Certificate::pem).collect::<String>().into_bytes(),
+                    "chain.pem" => {
+                        leaf.chain()[1..].iter().map(phoenix_pki::Certificate::pem).collect::<String>().into_bytes()
+                    }
                     _ => leaf.root().pem().into_bytes(),
                 });
                 let digest = digest(&bytes);
@@ -270,10 +272,15 @@ impl<'a> Delivery<'a> {
     }
 
     /// Makes the guest hold and use the pair, or puts back what was there.
-    pub(crate) fn apply(&self, standing: &Standing, differences: &[Difference], judge: &Judge<'_>) -> Result<Option<Proof>> {
-        let placed = differences.iter().any(|difference| {
-            !matches!(difference, Difference::NotActivated | Difference::NotServing { .. })
-        });
+    pub(crate) fn apply(
+        &self,
+        standing: &Standing,
+        differences: &[Difference],
+        judge: &Judge<'_>,
+    ) -> Result<Option<Proof>> {
+        let placed = differences
+            .iter()
+            .any(|difference| !matches!(difference, Difference::NotActivated | Difference::NotServing { .. }));
         let back = if placed {
             self.switch(standing)?
         } else if standing.pending {
@@ -282,7 +289,11 @@ impl<'a> Delivery<'a> {
             // The pair stood here before this run: a service that is down is not helped by an older one.
             Back::Nowhere
         };
-        let proof = match self.read_back_as_wanted().and_then(|()| self.activate()).and_then(|()| self.prove(judge, PATIENCE)) {
+        let proof = match self
+            .read_back_as_wanted()
+            .and_then(|()| self.activate())
+            .and_then(|()| self.prove(judge, PATIENCE))
+        {
             Ok(proof) => proof,
             Err(error) if matches!(back, Back::Nowhere) => return Err(error),
             Err(error) => return Err(self.roll_back(&back, error)),
@@ -297,9 +308,11 @@ impl<'a> Delivery<'a> {
         let guest = self.transport;
         let generation = self.put_generation(&self.wanted)?;
         let mut old = standing.current.clone();
-        let linked = self.wanted.iter().zip(&standing.files).all(|(wanted, observed)| {
-            observed.link.as_deref() == Some(self.link_text(wanted).as_str())
-        });
+        let linked = self
+            .wanted
+            .iter()
+            .zip(&standing.files)
+            .all(|(wanted, observed)| observed.link.as_deref() == Some(self.link_text(wanted).as_str()));
         if !linked {
             let adopted = self.adopt(standing)?;
             if let Some((name, _)) = &adopted {
@@ -335,7 +348,8 @@ impl<'a> Delivery<'a> {
         for (wanted, observed) in self.wanted.iter().zip(&standing.files) {
             let Some(file) = &observed.file else { continue };
             let Some(bytes) = self.transport.get(&wanted.placed.path, LONGEST_FILE)? else { continue };
-            let owner = Owner { user: crate::guest::Id::Number(file.user.0), group: crate::guest::Id::Number(file.group.0) };
+            let owner =
+                Owner { user: crate::guest::Id::Number(file.user.0), group: crate::guest::Id::Number(file.group.0) };
             let placed = Placed { path: wanted.placed.path.clone(), mode: file.mode, owner };
             let digest = digest(&bytes);
             adopted.push(Wanted { name: wanted.name, placed, bytes: bytes.into(), digest });
@@ -564,27 +578,50 @@ pub fn ensure_pair(
 
 impl Delivery<'_> {
     /// [`ensure_pair`] from what was observed already.
-    pub(crate) fn ensure(&self, standing: &Standing, anchors: &[CertificateDer<'static>], at: OffsetDateTime) -> Result<Delivered> {
-        let judge = Judge { anchors, expected: self.leaf.certificate().fingerprint(), at };
+    pub(crate) fn ensure(
+        &self,
+        standing: &Standing,
+        anchors: &[CertificateDer<'static>],
+        at: OffsetDateTime,
+    ) -> Result<Delivered> {
+        let mut delivered = self.examine(standing, anchors, at)?;
+        if delivered.changed() {
+            delivered.proof = self.apply(standing, &delivered.differences, &self.judge(anchors, at))?;
+        }
+        Ok(delivered)
+    }
+
+    /// What [`Delivery::ensure`] would find to do. Looks, and changes nothing.
+    pub(crate) fn examine(
+        &self,
+        standing: &Standing,
+        anchors: &[CertificateDer<'static>],
+        at: OffsetDateTime,
+    ) -> Result<Delivered> {
         let mut differences = self.plan(standing);
         let mut proof = None;
         if differences.is_empty() {
-            match self.prove(&judge, Duration::ZERO) {
+            match self.prove(&self.judge(anchors, at), Duration::ZERO) {
                 Ok(shown) => proof = shown,
-                Err(error @ Error::Handshake { .. }) if self.placement.serves.is_some() && self.transport.runs_programs() => {
+                Err(error @ Error::Handshake { .. }) if self.asks_a_server() => {
                     differences.push(Difference::NotServing { why: error.to_string() });
                 }
                 Err(error) => return Err(error),
             }
-        }
-        if !differences.is_empty() {
-            proof = self.apply(standing, &differences, &judge)?;
         }
         let mut notes = Vec::new();
         if !self.transport.sets_owners() && self.wanted.iter().any(|wanted| wanted.placed.owner != Owner::ROOT) {
             notes.push("owner not set (not root)".into());
         }
         Ok(Delivered { differences, proof, notes })
+    }
+
+    fn judge<'a>(&self, anchors: &'a [CertificateDer<'static>], at: OffsetDateTime) -> Judge<'a> {
+        Judge { anchors, expected: self.leaf.certificate().fingerprint(), at }
+    }
+
+    fn asks_a_server(&self) -> bool {
+        self.placement.serves.is_some() && self.transport.runs_programs()
     }
 }
 

@@ -17,8 +17,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, ServerConfig,
-    ServerConnection, SignatureScheme,
+    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, ServerConfig, ServerConnection,
+    SignatureScheme,
 };
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -45,8 +45,11 @@ impl FromStr for Serves {
 
     /// `host:port`, with the host as the name.
     fn from_str(address: &str) -> Result<Self> {
-        let refused =
-            || Error::Value { what: "address", value: address.into(), accepted: "host:port, such as 10.0.0.101:443 or [fd00::1]:443" };
+        let refused = || Error::Value {
+            what: "address",
+            value: address.into(),
+            accepted: "host:port, such as 10.0.0.101:443 or [fd00::1]:443",
+        };
         let (host, port) = address.rsplit_once(':').ok_or_else(refused)?;
         port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(refused)?;
         let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -133,12 +136,13 @@ impl Judge<'_> {
     }
 
     fn server_once(&self, serves: &Serves, client: Option<&PairPem<'_>>) -> Result<Proof> {
-        let refused = |why: String| Error::Handshake { address: serves.address.clone(), name: serves.name.to_string(), why };
+        let refused =
+            |why: String| Error::Handshake { address: serves.address.clone(), name: serves.name.to_string(), why };
         let seen = Arc::new(Seen::default());
         let asked = Arc::new(Mutex::new(false));
         let config = self.client_config(seen.clone(), client, &asked).map_err(refused)?;
-        let mut connection =
-            ClientConnection::new(Arc::new(config), server_name(&serves.name).map_err(refused)?).map_err(|error| refused(error.to_string()))?;
+        let mut connection = ClientConnection::new(Arc::new(config), server_name(&serves.name).map_err(refused)?)
+            .map_err(|error| refused(error.to_string()))?;
         let mut socket = connect(&serves.address).map_err(|error| refused(error.to_string()))?;
         let mut finish = || -> std::io::Result<()> {
             while connection.is_handshaking() {
@@ -156,12 +160,15 @@ impl Judge<'_> {
                 return Err(refused("the server asks for no client certificate".into()));
             }
             // A TLS 1.3 server judges the client after the client is done: a refusal is the next thing it says.
-            let answer = connection.complete_io(&mut socket).map(drop).and_then(|()| match connection.reader().read(&mut [0]) {
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
-                other => other.map(drop),
-            });
+            let answer =
+                connection.complete_io(&mut socket).map(drop).and_then(|()| match connection.reader().read(&mut [0]) {
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+                    other => other.map(drop),
+                });
             match answer {
-                Err(error) if !matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                Err(error)
+                    if !matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) =>
+                {
                     return Err(refused(format!("the server refuses the client certificate: {error}")));
                 }
                 _ => {}
@@ -214,7 +221,9 @@ impl Judge<'_> {
         if roots.is_empty() {
             return Err("the guest's trust bundle holds no anchor".into());
         }
-        let inner = WebPkiServerVerifier::builder_with_provider(roots, provider()).build().map_err(|error| error.to_string())?;
+        let inner = WebPkiServerVerifier::builder_with_provider(roots, provider())
+            .build()
+            .map_err(|error| error.to_string())?;
         let builder = ClientConfig::builder_with_details(provider(), Arc::new(Clock(self.at)))
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
@@ -245,7 +254,9 @@ impl Judge<'_> {
 
 impl PairPem<'_> {
     fn certificates(&self) -> std::result::Result<Vec<CertificateDer<'static>>, String> {
-        CertificateDer::pem_slice_iter(self.chain).collect::<std::result::Result<_, _>>().map_err(|error| error.to_string())
+        CertificateDer::pem_slice_iter(self.chain)
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|error| error.to_string())
     }
 
     fn private_key(&self) -> std::result::Result<PrivateKeyDer<'static>, String> {
@@ -320,7 +331,9 @@ struct Clock(OffsetDateTime);
 
 impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
-        u64::try_from(self.0.unix_timestamp()).ok().map(|seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+        u64::try_from(self.0.unix_timestamp())
+            .ok()
+            .map(|seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
     }
 }
 
@@ -433,4 +446,3 @@ impl ResolvesClientCert for Offer {
         true
     }
 }
-

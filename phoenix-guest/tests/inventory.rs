@@ -413,7 +413,10 @@ fn defaults_fill_what_is_left_out() {
     assert_eq!((delivery.placement.cert.mode, &delivery.placement.cert.owner), (Mode::CERTIFICATE, &Owner::ROOT));
     assert_eq!((delivery.placement.key.mode, &delivery.placement.key.owner), (Mode::KEY, &Owner::ROOT));
     assert_eq!(delivery.placement.check.as_deref(), Some(["nginx", "-t"].map(String::from).as_slice()));
-    assert_eq!(delivery.placement.reload.as_deref(), Some(["systemctl", "reload", "nginx"].map(String::from).as_slice()));
+    assert_eq!(
+        delivery.placement.reload.as_deref(),
+        Some(["systemctl", "reload", "nginx"].map(String::from).as_slice())
+    );
 }
 
 #[test]
@@ -473,7 +476,11 @@ serves = { address = "[fd00::1]:443" }
     assert_eq!((second.lifetime, second.renewal), (Lifetime::days(30), Renewal::Before(Lifetime::hours(12))));
     assert_eq!((second.profile, second.key_type.to_string()), (Profile::Peer, "ed25519".into()));
     let delivery = &inventory.certificates[1].deliver[0];
-    assert_eq!(delivery.placement.check.as_deref(), Some(["nginx", "-t"].map(String::from).as_slice()), "known, not overridden");
+    assert_eq!(
+        delivery.placement.check.as_deref(),
+        Some(["nginx", "-t"].map(String::from).as_slice()),
+        "known, not overridden"
+    );
     assert_eq!(delivery.placement.reload.as_deref(), Some(["nginx", "-s", "reload"].map(String::from).as_slice()));
     assert_eq!(delivery.placement.key.mode.to_string(), "0440");
     assert_eq!(delivery.placement.cert.owner.to_string(), "1:2");
@@ -506,7 +513,9 @@ fn the_example_is_the_inventory_of_the_documents() {
 
     let deliveries = || inventory.certificates.iter().flat_map(|certificate| &certificate.deliver);
     let files: Vec<_> = deliveries()
-        .flat_map(|delivery| delivery.placement.files().map(|(_, placed)| format!("{}:{}", delivery.guest, placed.path)))
+        .flat_map(|delivery| {
+            delivery.placement.files().map(|(_, placed)| format!("{}:{}", delivery.guest, placed.path))
+        })
         .collect();
     for file in [
         "101:/etc/nginx/ssl/internal_traefik_proxy.crt",
@@ -557,7 +566,8 @@ fn every_prefix_is_judged() {
 fn line_ends_and_byte_order_marks_of_other_systems() {
     let windows = format!("\u{feff}{}", EXAMPLE.replace('\n', "\r\n"));
     let (here, there) = (parse(EXAMPLE).unwrap(), parse(&windows).unwrap());
-    let lines = |inventory: &Inventory| inventory.certificates.iter().map(|entry| entry.origin.clone()).collect::<Vec<_>>();
+    let lines =
+        |inventory: &Inventory| inventory.certificates.iter().map(|entry| entry.origin.clone()).collect::<Vec<_>>();
     assert_eq!(lines(&here), lines(&there));
     refused("\u{feff}nmae = 1", "1:1: unknown key `nmae`; accepted: authority, defaults, trust, guest, certificate");
     refused(

@@ -135,8 +135,7 @@ fn outside(authority: &Authority, name: Name) -> Certificate {
 
 /// Asks a program that reads cases from its standard input and answers a line for each.
 fn ask(verifier: &str, command: &mut Command, cases: &[&Case]) {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     for case in cases {
         input.write_all(case.line().as_bytes()).unwrap();

@@ -149,7 +149,8 @@ pub(crate) fn assert_sound(store: &Store, when: &str) {
 /// The certificate and key of a generation belong together.
 pub(crate) fn assert_pair(generation: &Path, when: &str) {
     let read = |name: &str| {
-        fs::read(generation.join(name)).unwrap_or_else(|error| panic!("{when}: {}/{name}: {error}", generation.display()))
+        fs::read(generation.join(name))
+            .unwrap_or_else(|error| panic!("{when}: {}/{name}: {error}", generation.display()))
     };
     let chain = Certificate::all_from_pem(&read("cert.pem"), "cert.pem")
         .unwrap_or_else(|error| panic!("{when}: {}: {error}", generation.display()));
