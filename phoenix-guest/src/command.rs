@@ -52,9 +52,45 @@ pub struct Output {
 
 /// The printable end of what a guest said: at most 2,000 characters, control characters replaced by spaces.
 pub fn printable(bytes: &[u8]) -> String {
-    let text: String =
-        String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text: String = String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let text = text.trim();
     let start = text.char_indices().rev().nth(1999).map_or(0, |(at, _)| at);
     text[start..].to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_says_is_made_printable() {
+        for (said, told) in [
+            (&b""[..], ""),
+            (b"  nginx: [emerg] bad key\n", "nginx: [emerg] bad key"),
+            (b"\x1b[31mred\x1b[0m\x07", "[31mred [0m"),
+            (b"nul\0nul", "nul nul"),
+            (b"two\r\nlines\tand a tab", "two  lines and a tab"),
+            (b"\xff\xfe not UTF-8", "\u{fffd}\u{fffd} not UTF-8"),
+            ("C1 \u{9b}2J, kept: é 証".as_bytes(), "C1  2J, kept: é 証"),
+        ] {
+            assert_eq!(printable(said), told);
+        }
+    }
+
+    #[test]
+    fn of_much_the_end_is_kept() {
+        for letter in ["x", "é", "証"] {
+            let told = printable(format!("start {} end", letter.repeat(5000)).as_bytes());
+            assert_eq!(told.chars().count(), 2000);
+            assert!(told.starts_with(letter) && told.ends_with(" end"));
+        }
+        assert_eq!(printable("x".repeat(2000).as_bytes()).len(), 2000);
+    }
+
+    #[test]
+    fn debug_shows_no_input() {
+        let command = Command { stdin: b"secret".into(), ..Command::new(["cat", "-"]) };
+        let told = format!("{command:?}");
+        assert!(told.contains("6 bytes") && told.contains("cat") && !told.contains("secret"), "{told}");
+    }
 }

@@ -10,6 +10,11 @@ use crate::error::{Error, Result};
 pub struct GuestPath(String);
 
 impl GuestPath {
+    /// The root of the guest, `/`.
+    pub fn root() -> Self {
+        Self("/".into())
+    }
+
     /// The path as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -18,7 +23,7 @@ impl GuestPath {
     /// The directory that holds it; `/` for a path directly below the root.
     pub fn parent(&self) -> Self {
         match self.0.rfind('/') {
-            Some(0) | None => Self("/".into()),
+            Some(0) | None => Self::root(),
             Some(at) => Self(self.0[..at].into()),
         }
     }
@@ -90,6 +95,11 @@ impl Mode {
         Err(Error::Value { what: "mode", value: format!("{bits:#o}"), accepted: "permission bits from 0000 to 0777" })
     }
 
+    /// The permission bits of a file's `st_mode`.
+    pub(crate) fn of(st_mode: u32) -> Self {
+        Self(st_mode & 0o777)
+    }
+
     /// The permission bits.
     pub fn bits(self) -> u32 {
         self.0
@@ -101,8 +111,11 @@ impl FromStr for Mode {
 
     fn from_str(text: &str) -> Result<Self> {
         let digits = text.strip_prefix("0o").unwrap_or(text);
-        let refused =
-            || Error::Value { what: "mode", value: text.into(), accepted: "three or four octal digits, such as \"0640\"" };
+        let refused = || Error::Value {
+            what: "mode",
+            value: text.into(),
+            accepted: "three or four octal digits, such as \"0640\"",
+        };
         if !(3..=4).contains(&digits.len()) || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
             return Err(refused());
         }
@@ -129,6 +142,24 @@ pub enum Id {
     Name(String),
     /// A number of the guest, never one of the host.
     Number(u32),
+}
+
+impl FromStr for Id {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let refused =
+            || Error::Value { what: "owner", value: text.into(), accepted: "a name or a number, such as \"www-data\"" };
+        if text.bytes().all(|byte| byte.is_ascii_digit()) {
+            // The highest number means "leave as it is" to chown(2).
+            return text.parse().ok().filter(|number| *number != u32::MAX).map(Self::Number).ok_or_else(refused);
+        }
+        // What useradd(8) accepts, plus the capitals and dots that some distributions allow.
+        let sound = text.len() <= 32
+            && text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+        if sound { Ok(Self::Name(text.into())) } else { Err(refused()) }
+    }
 }
 
 impl fmt::Display for Id {
@@ -158,24 +189,87 @@ impl FromStr for Owner {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let id = |part: &str| -> Option<Id> {
-            if part.bytes().all(|byte| byte.is_ascii_digit()) {
-                return part.parse().ok().filter(|number| *number != u32::MAX).map(Id::Number);
-            }
-            // What useradd(8) accepts, plus the capitals and dots that some distributions allow.
-            let sound = part.len() <= 32
-                && part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
-                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
-            sound.then(|| Id::Name(part.into()))
-        };
-        text.split_once(':').and_then(|(user, group)| Some(Self { user: id(user)?, group: id(group)? })).ok_or_else(|| {
-            Error::Value { what: "owner", value: text.into(), accepted: "user:group, names or numbers, such as \"root:www-data\"" }
-        })
+        text.split_once(':')
+            .and_then(|(user, group)| Some(Self { user: user.parse().ok()?, group: group.parse().ok()? }))
+            .ok_or_else(|| Error::Value {
+                what: "owner",
+                value: text.into(),
+                accepted: "user:group, names or numbers, such as \"root:www-data\"",
+            })
     }
 }
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.user, self.group)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_absolute_and_plain() {
+        let long = format!("/{}", "n".repeat(255));
+        for sound in ["/", "/etc", "/etc/nginx/ssl/nginx.crt", "/a b/ü/*", "/...", "/.hidden", "/-n", long.as_str()] {
+            assert_eq!(sound.parse::<GuestPath>().unwrap().as_str(), sound);
+        }
+        let too_long = [format!("/{}", "n".repeat(256)), "/n".repeat(2049)];
+        let refused =
+            ["", "etc", "./etc", "//", "/etc/", "/etc//ssl", "/.", "/..", "/etc/../ssl", "/etc/.", "/a\nb", "/a\0"];
+        for refused in refused.into_iter().chain(["/\x1b[2J", "/\u{85}"]).chain(too_long.iter().map(String::as_str)) {
+            assert!(matches!(refused.parse::<GuestPath>(), Err(Error::Value { what: "path", .. })), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_knows_its_surroundings() {
+        for (path, parent, name) in [("/a/b", "/a", "b"), ("/a", "/", "a"), ("/", "/", "")] {
+            let path: GuestPath = path.parse().unwrap();
+            assert_eq!((path.parent().as_str(), path.file_name()), (parent, name));
+        }
+        assert_eq!(GuestPath::root().join("a/b").unwrap().as_str(), "/a/b");
+        let etc: GuestPath = "/etc".parse().unwrap();
+        assert_eq!(etc.join("ssl").unwrap().as_str(), "/etc/ssl");
+        for refused in ["", "..", "/ssl", "ssl/", "a/../b"] {
+            assert!(etc.join(refused).is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_mode_is_octal_and_has_permission_bits_alone() {
+        for (text, bits) in [("0640", 0o640), ("640", 0o640), ("0o644", 0o644), ("000", 0), ("0777", 0o777)] {
+            assert_eq!(text.parse::<Mode>().unwrap().bits(), bits);
+        }
+        for refused in ["", "0", "64", "0648", "1777", "4755", "00640", "-640", "+640", "0x1ff", "0o", "rw-", " 640"] {
+            assert!(matches!(refused.parse::<Mode>(), Err(Error::Value { what: "mode", .. })), "{refused:?}");
+        }
+        assert!(Mode::new(0o1000).is_err());
+        assert_eq!(Mode::of(0o104755).bits(), 0o755);
+        assert_eq!((Mode::KEY.to_string(), format!("{:?}", Mode::CERTIFICATE)), ("0600".into(), "0644".into()));
+    }
+
+    #[test]
+    fn an_owner_is_two_names_or_numbers() {
+        let name = |text: &str| Id::Name(text.into());
+        for (text, user, group) in [
+            ("root:www-data", name("root"), name("www-data")),
+            ("0:33", Id::Number(0), Id::Number(33)),
+            ("_apt:65534", name("_apt"), Id::Number(65534)),
+            ("First.Last:g_1", name("First.Last"), name("g_1")),
+            ("4294967294:0", Id::Number(u32::MAX - 1), Id::Number(0)),
+        ] {
+            let owner: Owner = text.parse().unwrap();
+            assert_eq!((&owner.user, &owner.group), (&user, &group));
+            assert_eq!(owner.to_string(), text);
+        }
+        let long = format!("{}:root", "n".repeat(33));
+        for refused in
+            ["", ":", "root", "root:", ":root", "a:b:c", "4294967295:0", "-1:0", "1a:0", "a b:c", "a\n:b", "é:b", &long]
+        {
+            assert!(matches!(refused.parse::<Owner>(), Err(Error::Value { what: "owner", .. })), "{refused:?}");
+        }
+        assert_eq!(Owner::ROOT.to_string(), "0:0");
     }
 }

@@ -112,6 +112,8 @@ pub trait Transport: Send + Sync {
 
     /// Makes `path` a symlink with this target text, replacing what is there (a file or symlink) by one rename.
     ///
+    /// Missing directories above it are made, as for a file.
+    ///
     /// # Errors
     /// [`Error::File`](crate::Error::File); its source says `Unsupported` or `PermissionDenied` where the file system has no symlinks.
     fn link(&self, path: &GuestPath, target: &str) -> Result<()>;
@@ -123,6 +125,8 @@ pub trait Transport: Send + Sync {
     fn remove(&self, path: &GuestPath) -> Result<()>;
 
     /// The names in a directory, sorted; empty when it is not there.
+    ///
+    /// Names that no path can hold (control characters, not UTF-8) are left out.
     ///
     /// # Errors
     /// [`Error::File`](crate::Error::File).
