@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use phoenix_pki::Fingerprint;
+
 use crate::guest::GuestPath;
 
 /// Shorthand for results of this crate.
@@ -11,6 +13,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// What was given as a trust anchor may not be trusted as one.
+    #[error("{subject:?} is no trust anchor: {why}")]
+    Anchor {
+        /// Its subject.
+        subject: String,
+        /// What it lacks.
+        why: &'static str,
+    },
     /// A command ended with a status that is not zero.
     #[error("guest {guest}: {argv} ended with status {status}{}", tail(stderr))]
     Command {
@@ -58,6 +68,19 @@ pub enum Error {
         /// What was read.
         found: String,
     },
+    /// A trust store could not be refreshed. Unless `left` says otherwise, it is as it was before.
+    #[error("guest {guest}: the trust store was not refreshed by {argv}; {}", restored(left.as_deref()))]
+    Refresh {
+        /// The guest's name.
+        guest: String,
+        /// The program that refreshes it and its arguments, as one printable line.
+        argv: String,
+        /// What went wrong.
+        #[source]
+        why: RefreshFailure,
+        /// Why the old store could not be put back.
+        left: Option<Box<Error>>,
+    },
     /// The guest, or its transport, cannot do this at all.
     #[error("guest {guest}: {what}")]
     Unsupported {
@@ -76,6 +99,51 @@ pub enum Error {
         /// What is accepted.
         accepted: &'static str,
     },
+}
+
+/// Why a trust store was not refreshed.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum RefreshFailure {
+    /// A file could not be placed, or the program could not be run to its end.
+    #[error(transparent)]
+    Failed(#[from] Box<Error>),
+    /// The program ended with a status that is not zero.
+    #[error("it ended with status {status}{}", tail(stderr))]
+    Status {
+        /// The exit status.
+        status: i32,
+        /// The end of standard error, control characters removed.
+        stderr: String,
+    },
+    /// The program claims success, and the bundle is without the anchor.
+    #[error("it ended with status 0, and the bundle is without the anchor {subject:?} ({fingerprint})")]
+    Missing {
+        /// The anchor's subject.
+        subject: String,
+        /// The anchor's fingerprint.
+        fingerprint: Fingerprint,
+    },
+    /// The program claims success, and the bundle still has an anchor that was removed.
+    #[error("it ended with status 0, and the bundle still has the removed anchor {fingerprint}")]
+    Remains {
+        /// The anchor's fingerprint.
+        fingerprint: Fingerprint,
+    },
+    /// The program claims success, and most of what else was trusted is gone.
+    #[error("it ended with status 0, and {lost} of the {before} other certificates left the bundle")]
+    Lost {
+        /// How many are gone.
+        lost: usize,
+        /// How many there were.
+        before: usize,
+    },
+}
+
+fn restored(left: Option<&Error>) -> String {
+    left.map_or("what it held before was put back".into(), |error| {
+        format!("what it held before could not be put back: {error}")
+    })
 }
 
 /// The end of what a command said, on a line of its own, or nothing.
