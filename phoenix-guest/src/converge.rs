@@ -15,7 +15,7 @@ use crate::guest::GuestPath;
 use crate::inventory::{CertificateEntry, GuestEntry, GuestKind, Inventory};
 use crate::report::{CertificateReport, DeliveryReport, GuestReport, Report, State, TrustReport};
 use crate::transport::{File, Local, Observed, Rootfs, Transport};
-use crate::trust::Trust;
+use crate::trust::{StoreState, StoreStatus, Trust};
 
 /// How a run goes.
 #[derive(Clone, Debug)]
@@ -211,7 +211,8 @@ impl Run<'_> {
                     while let Some(entry) = guests.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let report = self.guest(entry);
                         (self.events)(Event::Finished { guest: &report.guest });
-                        let place = self.inventory.guests.iter().position(|other| other.id == entry.id).unwrap_or(usize::MAX);
+                        let place =
+                            self.inventory.guests.iter().position(|other| other.id == entry.id).unwrap_or(usize::MAX);
                         reports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((place, report));
                     }
                 });
@@ -270,14 +271,21 @@ impl Run<'_> {
         let roots = std::slice::from_ref(authority.root());
         let made = || -> Result<_> {
             let trust = Trust::of(transport, &entry.docker_registries)?;
-            if self.options.dry_run {
-                let stores = trust.status(roots)?;
-                let state = if stores.iter().all(|store| store.holds()) { State::Unchanged } else { State::Due };
-                return Ok((TrustReport { state, stores }, trust.bundle()?));
-            }
-            let installed = trust.install(roots)?;
-            let state = if installed.changed { State::Changed } else { State::Unchanged };
-            Ok((TrustReport { state, stores: installed.stores }, trust.bundle()?))
+            let (changed, stores) = match self.options.dry_run {
+                true => (false, trust.status(roots)?),
+                false => trust.install(roots).map(|installed| (installed.changed, installed.stores))?,
+            };
+            let wanting = |store: &&StoreStatus| !store.state.holds();
+            let state = match stores.iter().find(wanting) {
+                Some(StoreStatus { state: StoreState::Unsupported { why }, .. }) => {
+                    State::Failed { causes: vec![why.clone()] }
+                }
+                Some(_) if self.options.dry_run => State::Due,
+                Some(store) => State::Failed { causes: vec![format!("{} is {} after all", store.store, store.state)] },
+                None if changed => State::Changed,
+                None => State::Unchanged,
+            };
+            Ok((TrustReport { state, stores }, trust.bundle()?))
         };
         made().unwrap_or_else(|error| (TrustReport { state: State::failed(&error), stores: Vec::new() }, Vec::new()))
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use phoenix_pki::Fingerprint;
+
 use crate::guest::GuestPath;
 
 /// Shorthand for results of this crate.
@@ -11,6 +13,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// What was given as a trust anchor may not be trusted as one.
+    #[error("{subject:?} is no trust anchor: {why}")]
+    Anchor {
+        /// Its subject.
+        subject: String,
+        /// What it lacks.
+        why: &'static str,
+    },
     /// The authority or the store failed.
     #[error("the authority cannot do its part")]
     Authority {
@@ -98,6 +108,19 @@ pub enum Error {
         /// What was read.
         found: String,
     },
+    /// A trust store could not be refreshed. Unless `left` says otherwise, it is as it was before.
+    #[error("guest {guest}: the trust store was not refreshed by {argv}; {}", restored(left.as_deref()))]
+    Refresh {
+        /// The guest's name.
+        guest: String,
+        /// The program that refreshes it and its arguments, as one printable line.
+        argv: String,
+        /// What went wrong.
+        #[source]
+        why: RefreshFailure,
+        /// Why the old store could not be put back.
+        left: Option<Box<Error>>,
+    },
     /// A new pair was put back because the consumer's check, its reload or the proof failed.
     #[error("guest {guest}: {path} was rolled back{}", also(rollback))]
     RolledBack {
@@ -139,6 +162,51 @@ fn also(rollback: &Option<Box<Error>>) -> String {
 fn at(key: &str, value: &str) -> String {
     let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
     if value.is_empty() { key } else { format!("{key}{value:?}: ") }
+}
+
+/// Why a trust store was not refreshed.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum RefreshFailure {
+    /// A file could not be placed, or the program could not be run to its end.
+    #[error(transparent)]
+    Failed(#[from] Box<Error>),
+    /// The program ended with a status that is not zero.
+    #[error("it ended with status {status}{}", tail(stderr))]
+    Status {
+        /// The exit status.
+        status: i32,
+        /// The end of standard error, control characters removed.
+        stderr: String,
+    },
+    /// The program claims success, and the bundle is without the anchor.
+    #[error("it ended with status 0, and the bundle is without the anchor {subject:?} ({fingerprint})")]
+    Missing {
+        /// The anchor's subject.
+        subject: String,
+        /// The anchor's fingerprint.
+        fingerprint: Fingerprint,
+    },
+    /// The program claims success, and the bundle still has an anchor that was removed.
+    #[error("it ended with status 0, and the bundle still has the removed anchor {fingerprint}")]
+    Remains {
+        /// The anchor's fingerprint.
+        fingerprint: Fingerprint,
+    },
+    /// The program claims success, and most of what else was trusted is gone.
+    #[error("it ended with status 0, and {lost} of the {before} other certificates left the bundle")]
+    Lost {
+        /// How many are gone.
+        lost: usize,
+        /// How many there were.
+        before: usize,
+    },
+}
+
+fn restored(left: Option<&Error>) -> String {
+    left.map_or("what it held before was put back".into(), |error| {
+        format!("what it held before could not be put back: {error}")
+    })
 }
 
 /// The end of what a command said, on a line of its own, or nothing.

@@ -2,17 +2,25 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod converge;
 mod delivery;
 mod error;
+mod facts;
 mod guest;
 mod handshake;
 pub mod inventory;
+mod report;
 mod service;
 mod transport;
+mod trust;
 
 pub use command::{Command, DEADLINE, OUTPUT_LIMIT, Output, printable};
+pub use converge::{Event, Options, Reached, converge, reach};
 pub use delivery::{Delivered, Difference, Placed, Placement, ensure_pair};
-pub use error::{Error, Result};
+pub use error::{Error, RefreshFailure, Result};
+pub use facts::{Family, OsRelease};
 pub use guest::{GuestPath, Id, Mode, Owner};
 pub use handshake::{Proof, Serves};
+pub use report::{CertificateReport, DeliveryReport, GuestReport, Report, State, TrustReport};
 pub use transport::{File, Local, Memory, Observed, ObservedFile, Rootfs, Transport};
+pub use trust::{Installed, StoreState, StoreStatus, Trust, TrustStore};
