@@ -4,7 +4,9 @@
 mod authority;
 mod certificate;
 mod crl;
+mod details;
 mod error;
+pub mod export;
 mod import;
 mod key;
 mod leaf;
@@ -21,6 +23,7 @@ mod verify;
 pub use authority::Authority;
 pub use certificate::{Certificate, Fingerprint, SerialNumber};
 pub use crl::{Crl, Revoked};
+pub use details::Details;
 pub use error::{Error, Result};
 pub use import::Import;
 pub use key::{KeyType, Passphrase, PrivateKey};
