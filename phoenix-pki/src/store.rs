@@ -5,6 +5,7 @@
 //! STORE/ledger.jsonl                      everything ever issued, appended
 //! STORE/authority/current -> 0001
 //! STORE/authority/0001/{root,intermediate}.{crt,key,crl}
+//! STORE/authority.pending/intermediate.key  waits for its certificate
 //! STORE/certificates/LABEL/current -> SERIAL
 //! STORE/certificates/LABEL/SERIAL/{cert.pem,key.pem}
 //! ```
@@ -167,6 +168,16 @@ impl Store {
         read_file(&self.authority_file(generation, role, "crl"), LONGEST_FILE)
     }
 
+    /// Where the key of a requested intermediate waits for its certificate.
+    pub(crate) fn pending_key_path(&self) -> PathBuf {
+        self.path.join("authority.pending").join("intermediate.key")
+    }
+
+    /// That key, when one waits.
+    pub(crate) fn pending_key(&self) -> Result<Option<Zeroizing<Vec<u8>>>> {
+        read_key(&self.pending_key_path())
+    }
+
     /// The current pair under a label, when there is one.
     pub(crate) fn pair(&self, label: &str) -> Result<Option<StoredPair>> {
         let directory = self.path.join("certificates").join(label);
@@ -263,6 +274,22 @@ impl Lock<'_> {
         sync(&generation)?;
         sync(&staging)?;
         fs::rename(&staging, &target).map_err(failed("rename", &target))?;
+        sync(&self.store.path)
+    }
+
+    /// Keeps the key of a requested intermediate.
+    pub(crate) fn keep_pending_key(&self, pem: &str) -> Result<()> {
+        let path = self.store.pending_key_path();
+        if let Some(directory) = path.parent() {
+            make_directory(directory)?;
+            sync(&self.store.path)?;
+        }
+        replace_file(&path, pem.as_bytes())
+    }
+
+    /// Removes that key from where it waited.
+    pub(crate) fn drop_pending_key(&self) -> Result<()> {
+        remove_tree(&self.store.path.join("authority.pending"))?;
         sync(&self.store.path)
     }
 
