@@ -147,7 +147,8 @@ impl Recorded {
 
     /// A root file system at rest.
     fn rootfs(&self) -> (TempDir, Rootfs) {
-        let directory = tempfile::tempdir().unwrap();
+        // In memory where that is possible: each write is synced, and there are thousands.
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let guest = Rootfs::new("101", directory.path()).unwrap();
         let put = |at: &str, text: &str, mode: u32| {
             let mode = Mode::new(mode).unwrap();
@@ -383,10 +384,31 @@ fn a_file_of_ours_that_was_changed_is_put_right() {
 }
 
 #[test]
+fn a_removal_that_was_cut_off_in_the_guest_is_finished_at_rest() {
+    let (directory, guest) = DEBIAN.rootfs();
+    let before = content(directory.path());
+    let finished: [fn(&dyn Transport); 2] = [
+        |guest| assert!(remove(guest, &new()).unwrap()),
+        |guest| {
+            assert!(install(guest, &[old()]).unwrap());
+            assert!(remove(guest, &old()).unwrap());
+        },
+    ];
+    for finish in finished {
+        install(&guest, &[new()]).unwrap();
+        write(&guest, &DEBIAN.anchor(&new()), "");
+        finish(&guest);
+        assert_eq!(content(directory.path()), before);
+    }
+}
+
+#[test]
 fn only_a_root_is_an_anchor() {
     let (directory, guest) = DEBIAN.rootfs();
     let before = snapshot(directory.path());
-    for refused in [&[ROOTS.leaf.clone()][..], &[ROOTS.intermediate.clone()], &[new(), ROOTS.leaf.clone()], &[]] {
+    for refused in [vec![ROOTS.leaf.clone()], vec![ROOTS.intermediate.clone()], vec![new(), ROOTS.leaf.clone()], vec![]]
+    {
+        let refused = refused.as_slice();
         let trust = Trust::of(&guest, &["registry:5000".into()]).unwrap();
         assert!(matches!(trust.install(refused), Err(Error::Anchor { .. })), "{refused:?}");
         assert!(matches!(trust.status(refused), Err(Error::Anchor { .. })), "{refused:?}");
