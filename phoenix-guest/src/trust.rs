@@ -461,7 +461,7 @@ impl System<'_> {
                 && file.file.as_ref().is_some_and(|file| file.digest == digest && placed(self.transport, file));
             let effective = seen.bundle.holds(anchor.fingerprint());
             let foreign = effective && *file == Observed::MISSING;
-            if !effective {
+            if !effective && !seen.absent.contains(&anchor) {
                 seen.absent.push(anchor);
             }
             if !whole && !foreign {

@@ -781,7 +781,8 @@ fn docker_finds_our_anchors_in_ca_crt() {
     trust.install(&[old()]).unwrap();
     assert_eq!(docker_state(&trust, &[old()]), StoreState::Present);
     assert_eq!(docker_state(&trust, &[new()]), StoreState::Stale);
-    trust.install(&[old(), new()]).unwrap();
+    trust.install(&[old(), new(), new()]).unwrap();
+    assert_eq!(trust.bundle().unwrap().len(), ROOTS.others.len() + 2, "one given twice is there once");
     assert_eq!(docker_state(&trust, &[new(), old()]), StoreState::Present);
     let ca = guest.get(&directory.join("ca.crt").unwrap(), 1 << 20).unwrap().unwrap();
     assert_eq!(Certificate::all_from_pem(&ca, "ca.crt").unwrap(), [old(), new()]);
