@@ -480,7 +480,7 @@ impl System<'_> {
                 };
                 foreign = provided.contains(&anchor.fingerprint());
             }
-            if !effective {
+            if !effective && !seen.absent.contains(&anchor) {
                 seen.absent.push(anchor);
             }
             if !whole && !foreign {
