@@ -178,6 +178,21 @@ impl Store {
         read_key(&self.pending_key_path())
     }
 
+    /// The path of the current certificate under a label.
+    pub(crate) fn certificate_path(&self, label: &str) -> PathBuf {
+        self.path.join("certificates").join(label).join("current").join("cert.pem")
+    }
+
+    /// The path of the ledger.
+    pub(crate) fn ledger_path(&self) -> PathBuf {
+        self.path.join("ledger.jsonl")
+    }
+
+    /// Whether a generated passphrase lies beside the store.
+    pub(crate) fn has_generated_passphrase(&self) -> bool {
+        self.passphrase_path().symlink_metadata().is_ok()
+    }
+
     /// The current pair under a label, when there is one.
     pub(crate) fn pair(&self, label: &str) -> Result<Option<StoredPair>> {
         let directory = self.path.join("certificates").join(label);
@@ -199,7 +214,7 @@ impl Store {
     /// # Errors
     /// [`Error::ReadFile`], or [`Error::Parse`] naming the line.
     pub fn ledger(&self) -> Result<Ledger> {
-        let path = self.path.join("ledger.jsonl");
+        let path = self.ledger_path();
         let bytes = read_file(&path, LONGEST_LEDGER)?.unwrap_or_default();
         let origin = path.display().to_string();
         let text = str::from_utf8(&bytes).map_err(|error| Error::Parse {
@@ -327,7 +342,7 @@ impl Lock<'_> {
 
     /// Appends to the ledger, and does not return before it is on the disk.
     pub(crate) fn record(&self, events: &[Event]) -> Result<()> {
-        let path = self.store.path.join("ledger.jsonl");
+        let path = self.store.ledger_path();
         let mut file = OpenOptions::new()
             .read(true)
             .append(true)
