@@ -242,7 +242,7 @@ impl Authority {
         let signer = self.intermediate_signer()?;
         let leaves = in_parallel(due, |due| {
             let key = PrivateKey::generate(due.wanted.key_type)?;
-            let certificate = signer.leaf(due.wanted, &key, due.wanted.key_type, now)?;
+            let certificate = signer.leaf(due.wanted, &key, now)?;
             let chain = vec![certificate, self.intermediate.clone()];
             let leaf = Leaf { label: due.wanted.label(), chain, key };
             self.prove(&leaf.chain, &leaf.key.public_key(), due.wanted, now)?;

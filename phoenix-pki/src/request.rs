@@ -151,7 +151,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::key::{PrivateKey, pem};
+    use crate::key::{PrivateKey, Signing, pem};
     use crate::name::Permitted;
     use crate::profile::{AuthorityParams, Lifetime, RootKey};
     use crate::store::Store;
@@ -162,7 +162,7 @@ mod tests {
         let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        params.serialize_request(key).unwrap().der().to_vec()
+        params.serialize_request(&Signing(key)).unwrap().der().to_vec()
     }
 
     fn text(der: &[u8]) -> Vec<u8> {
@@ -215,7 +215,7 @@ mod tests {
         assert!(nameless.wanted(Profile::Server).is_err());
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.subject_alt_names = vec![SanType::Rfc822Name("a@internal.example".try_into().unwrap())];
-        let mail = params.serialize_request(&key).unwrap();
+        let mail = params.serialize_request(&Signing(&key)).unwrap();
         assert!(Request::from_pem(&text(mail.der()), "test").unwrap().wanted(Profile::Client).is_err());
     }
 }
