@@ -33,7 +33,8 @@ impl Request {
     /// Reads the one request of a PEM file and checks its signature: the proof of possession (RFC 2986 §3).
     ///
     /// # Errors
-    /// [`Error::Parse`], also for a wrong signature, a key of a kind that Phoenix does not make, and names that are none.
+    /// [`Error::Parse`], also for a wrong signature and a key of a kind that Phoenix does not make; [`Error::Value`] for
+    /// a name that is none.
     pub fn from_pem(pem: &[u8], origin: &str) -> Result<Self> {
         let refused = |why: String| Error::Parse { origin: origin.into(), what: "certificate request", why };
         let mut all = CertificateSigningRequestDer::pem_slice_iter(pem);
