@@ -15,7 +15,7 @@ use crate::plan::{Held, Reason, judge};
 use crate::profile::{AuthorityParams, LeafParams, Revocation, RootKey};
 use crate::sign::{self, Signer};
 use crate::store::{Lock, NewPair, Role, Store};
-use crate::verify::verify;
+use crate::verify::{is_signed_by, verify};
 
 /// A leaf with its chain and its private key.
 #[derive(Debug)]
@@ -88,6 +88,12 @@ impl Authority {
         let origin = |role| store.authority_file(&stored.generation, role, "crt").display().to_string();
         let root = Certificate::from_pem(&stored.root, &origin(Role::Root))?;
         let intermediate = Certificate::from_pem(&stored.intermediate, &origin(Role::Intermediate))?;
+        for (role, certificate) in [(Role::Root, &root), (Role::Intermediate, &intermediate)] {
+            if !is_signed_by(certificate, &root) {
+                let why = "its signature is not the root's".into();
+                return Err(Error::Parse { origin: origin(role), what: "certificate", why });
+            }
+        }
         fit(&root, &intermediate)?;
         Ok(Self { store: store.clone(), generation: stored.generation, root, intermediate })
     }
@@ -279,10 +285,26 @@ impl Authority {
         let Some(leaf) = leaf else {
             return Ok((judge(wanted, &Held::Missing, &self.intermediate, now), None));
         };
+        if let Some(why) = self.damage(&leaf, ledger) {
+            return Ok((judge(wanted, &Held::Damaged(why), &self.intermediate, now), None));
+        }
         let public_key = leaf.key.public_key();
         let revoked = ledger.revocation(leaf.certificate().serial_number()).is_some();
         let held = Held::Pair { certificate: leaf.certificate(), public_key: &public_key, revoked };
         Ok((judge(wanted, &held, &self.intermediate, now), Some(leaf)))
+    }
+
+    /// What is wrong with a leaf that reads as one: a flipped bit shows in the signature alone.
+    fn damage(&self, leaf: &Leaf, ledger: &Ledger) -> Option<&'static str> {
+        if !leaf.certificate().names_issuer(&self.intermediate) {
+            return None;
+        }
+        if leaf.chain[1..] != [self.intermediate.clone()] {
+            return Some("the chain behind it is not the intermediate");
+        }
+        // The ledger's word is a hundred times cheaper than a signature check.
+        let genuine = ledger.knows(leaf.certificate()) || is_signed_by(leaf.certificate(), &self.intermediate);
+        (!genuine).then_some("its signature is not the intermediate's")
     }
 
     /// Refuses what may not be made, before anything is.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rustls_pki_types::{ServerName, UnixTime};
 use time::OffsetDateTime;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::certificate::Certificate;
 use crate::error::{Error, Result};
@@ -57,6 +58,23 @@ pub fn verify(
             .map_err(|_| refused(format!("it is not for {name}")))?;
     }
     Ok(())
+}
+
+/// Whether the signature of a certificate is of this authority's key, by any algorithm that webpki takes.
+pub(crate) fn is_signed_by(certificate: &Certificate, authority: &Certificate) -> bool {
+    // webpki reads strict DER, also of what stands outside the signed part; x509-parser does not.
+    if EndEntityCert::try_from(certificate.der()).is_err() {
+        return false;
+    }
+    let (Ok((_, signed)), Ok((_, signer))) =
+        (X509Certificate::from_der(certificate.der()), X509Certificate::from_der(authority.der()))
+    else {
+        return false;
+    };
+    let (key, signature) = (&signer.public_key().subject_public_key.data, &signed.signature_value.data);
+    webpki::ALL_VERIFICATION_ALGS
+        .iter()
+        .any(|algorithm| algorithm.verify_signature(key, signed.tbs_certificate.as_ref(), signature).is_ok())
 }
 
 /// The name as rustls and webpki ask for it.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use common::{NOW, has, has_module, params, python, said};
+use common::{NOW, has, has_module, params, python, said, scratch};
 use phoenix_pki::{
     Authority, AuthorityParams, Certificate, KeyType, LeafParams, Name, Passphrase, PrivateKey, Profile, Store, verify,
 };
@@ -59,7 +59,7 @@ impl Case {
 fn cases() -> &'static [Case] {
     static CASES: OnceLock<(tempfile::TempDir, Vec<Case>)> = OnceLock::new();
     let (_, cases) = CASES.get_or_init(|| {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = scratch();
         let cases = KINDS.iter().flat_map(|kind| cases_of(*kind, &directory.path().join(kind.to_string()))).collect();
         (directory, cases)
     });
@@ -135,8 +135,7 @@ fn outside(authority: &Authority, name: Name) -> Certificate {
 
 /// Asks a program that reads cases from its standard input and answers a line for each.
 fn ask(verifier: &str, command: &mut Command, cases: &[&Case]) {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     for case in cases {
         input.write_all(case.line().as_bytes()).unwrap();
@@ -327,7 +326,7 @@ fn python_and_we_read_each_others_encrypted_keys() {
     if !has_module("python_and_we_read_each_others_encrypted_keys", "cryptography") {
         return;
     }
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let (ours, theirs) = (directory.path().join("ours.pem"), directory.path().join("theirs.pem"));
     let passphrase = Passphrase::new("open sesame");
     for kind in KINDS {

@@ -20,9 +20,14 @@ pub(crate) fn params() -> AuthorityParams {
     AuthorityParams { root_key: RootKey::Plain, ..AuthorityParams::new("Example Internal", permitted) }
 }
 
+/// A temporary directory in memory where the system has such: what is tested is not the disk's speed.
+pub(crate) fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// A directory with a store and its authority in it.
 pub(crate) fn authority() -> (tempfile::TempDir, Authority) {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let authority = Authority::create(&Store::new(directory.path().join("store")), &params(), NOW).unwrap();
     (directory, authority)
 }
@@ -149,7 +154,8 @@ pub(crate) fn assert_sound(store: &Store, when: &str) {
 /// The certificate and key of a generation belong together.
 pub(crate) fn assert_pair(generation: &Path, when: &str) {
     let read = |name: &str| {
-        fs::read(generation.join(name)).unwrap_or_else(|error| panic!("{when}: {}/{name}: {error}", generation.display()))
+        fs::read(generation.join(name))
+            .unwrap_or_else(|error| panic!("{when}: {}/{name}: {error}", generation.display()))
     };
     let chain = Certificate::all_from_pem(&read("cert.pem"), "cert.pem")
         .unwrap_or_else(|error| panic!("{when}: {}: {error}", generation.display()));
