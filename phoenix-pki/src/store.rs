@@ -134,7 +134,7 @@ impl Store {
                 Err(TryLockError::Error(source)) => return Err(Error::WriteFile { attempted: "lock", path, source }),
             }
         }
-        Ok(Lock { store: self, _file: file })
+        Ok(Lock { store: self, file })
     }
 
     /// The authority of the current generation, when there is one.
@@ -236,7 +236,8 @@ impl Store {
 /// The store, open for changes: no other process changes it while this value lives.
 pub(crate) struct Lock<'a> {
     store: &'a Store,
-    _file: File,
+    /// Has a length while pairs are published, so that the next holder knows when this one was killed at it.
+    file: File,
 }
 
 impl Lock<'_> {
@@ -339,6 +340,13 @@ impl Lock<'_> {
     /// Publishes pairs: all files on the disk first, then one rename each.
     pub(crate) fn publish(&self, pairs: &[NewPair]) -> Result<()> {
         let certificates = self.store.path.join("certificates");
+        let lock = self.store.path.join("lock");
+        if self.file.metadata().map_err(failed("read", &lock))?.len() > 0 {
+            for label in self.store.labels()? {
+                self.sweep(&certificates.join(label))?;
+            }
+        }
+        self.file.set_len(1).map_err(failed("write", &lock))?;
         if make_directory(&certificates)? {
             sync(&self.store.path)?;
         }
@@ -382,7 +390,8 @@ impl Lock<'_> {
         if let Some(file_system) = &batch {
             sync_all(file_system)?;
         }
-        pairs.iter().try_for_each(|pair| self.sweep(&certificates.join(&pair.label)))
+        pairs.iter().try_for_each(|pair| self.sweep(&certificates.join(&pair.label)))?;
+        self.file.set_len(0).map_err(failed("write", &lock))
     }
 
     /// Removes the generations of a pair that are neither current nor previous, and what a killed run left.

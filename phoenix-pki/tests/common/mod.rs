@@ -191,7 +191,7 @@ pub(crate) fn assert_tidy(store: &Store, when: &str) {
 /// The name of the environment variable that makes a test binary do one thing in a process of its own.
 pub(crate) const ACTION: &str = "PHOENIX_TEST_ACTION";
 
-/// This test binary, to run its test `act` in a process of its own with this action and these arguments.
+/// This test binary, to run its test `act_when_asked` in a process of its own with this action and these arguments.
 pub(crate) fn act(action: &str, arguments: &[&Path]) -> Command {
     act_by(&std::env::current_exe().unwrap(), action, arguments)
 }
@@ -199,7 +199,7 @@ pub(crate) fn act(action: &str, arguments: &[&Path]) -> Command {
 /// As [`act`], by a copy of the test binary.
 pub(crate) fn act_by(binary: &Path, action: &str, arguments: &[&Path]) -> Command {
     let mut command = Command::new(binary);
-    command.args(["--exact", "act", "--nocapture", "--test-threads=1", "--quiet"]).env(ACTION, action);
+    command.args(["--exact", "act_when_asked", "--nocapture"]).env(ACTION, action);
     for (at, argument) in arguments.iter().enumerate() {
         command.env(format!("{ACTION}_{at}"), argument);
     }
