@@ -83,10 +83,13 @@ impl Role {
 }
 
 impl Store {
-    /// The store at this path, which need not be there yet. Nothing is opened.
+    /// The store at this path, which need not be there yet. Nothing is opened; a relative path is one from the directory
+    /// that is current now.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        // Without a slash at the end, which would put the passphrase file into the store.
-        Self { path: path.into().components().collect(), patience: PATIENCE }
+        let path = path.into();
+        // A slash or dot at the end would put the passphrase file into the store.
+        let path = std::path::absolute(&path).unwrap_or(path).components().collect();
+        Self { path, patience: PATIENCE }
     }
 
     /// The same store, with this long to wait for another process that holds its lock; a minute otherwise.

@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{NOW, act, action, argument, assert_sound, assert_tidy, has, is_root, params, said, scratch, server, skip};
+use common::{NOW, act, action, argument, assert_sound, assert_tidy, can_trace, params, said, scratch, server};
 use phoenix_pki::{
     Authority, AuthorityParams, Error, LeafParams, Passphrase, PrivateKey, Reason, Revocation, RootKey, Store,
 };
@@ -37,13 +37,8 @@ enum Action {
 
 use Action::{Create, Issue, PublishTwenty, Renew, Revoke};
 
-const ACTIONS: [(Action, &str); 5] = [
-    (Create, "create"),
-    (Issue, "issue"),
-    (PublishTwenty, "publish-twenty"),
-    (Renew, "renew"),
-    (Revoke, "revoke"),
-];
+const ACTIONS: [(Action, &str); 5] =
+    [(Create, "create"), (Issue, "issue"), (PublishTwenty, "publish-twenty"), (Renew, "renew"), (Revoke, "revoke")];
 
 impl Action {
     fn name(self) -> &'static str {
@@ -265,7 +260,12 @@ fn traced(action: Action, store: &Store, options: &[&str]) -> Output {
     let mut command = Command::new("strace");
     // Fewer stops make it faster, but strace 6.1 then sends no signals.
     let signals = options.iter().any(|option| option.contains(":signal="));
-    command.args(["-f", "-qq"]).args((!signals).then_some("--seccomp-bpf")).args(options).arg("--").arg(itself.get_program());
+    command
+        .args(["-f", "-qq"])
+        .args((!signals).then_some("--seccomp-bpf"))
+        .args(options)
+        .arg("--")
+        .arg(itself.get_program());
     command.args(itself.get_args()).envs(itself.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command.output().unwrap()
 }
@@ -276,7 +276,8 @@ fn points(action: Action, prepared: &Path) -> Vec<Point> {
     let path = ground.directory.path().to_str().unwrap();
     let trace = scratch();
     let file = trace.path().join("trace");
-    let output = traced(action, &ground.store(), &["-y", "-o", file.to_str().unwrap(), "-e", &format!("trace={CALLS}")]);
+    let output =
+        traced(action, &ground.store(), &["-y", "-o", file.to_str().unwrap(), "-e", &format!("trace={CALLS}")]);
     assert!(output.status.success(), "{action:?}: {}", said(&output));
     let mut counts: HashMap<(String, String), usize> = HashMap::new();
     let mut points = Vec::new();
@@ -295,17 +296,6 @@ fn points(action: Action, prepared: &Path) -> Vec<Point> {
     assert_eq!(processes.len(), 1, "{action:?} works in one thread, which is what makes the counting sound");
     assert!(points.len() > 3, "{action:?}: {points:?}");
     points
-}
-
-fn can_trace(test: &str) -> bool {
-    if !has(test, "strace") {
-        return false;
-    }
-    let works = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).status().is_ok_and(|done| done.success());
-    if !works {
-        skip(test, "the permission to trace processes");
-    }
-    works
 }
 
 /// Does the work for every item, on as many threads as there are processors.
@@ -347,10 +337,8 @@ fn killed_at_every_call(test: &str, action: Action) {
     each(&indexed, |(at, point)| {
         let when = format!("{action:?} killed at {} of {}: {}", at + 1, points.len(), point.line);
         let ground = Ground::copy_of(prepared.path());
-        let (trace, inject) = (
-            format!("trace={}", point.call),
-            format!("inject={}:signal=KILL:when={}", point.call, point.count),
-        );
+        let (trace, inject) =
+            (format!("trace={}", point.call), format!("inject={}:signal=KILL:when={}", point.call, point.count));
         let output = traced(action, &ground.store(), &["-o", "/dev/null", "-e", &trace, "-e", &inject]);
         assert!(!output.status.success(), "{when}: it lived");
         let store = ground.store();
@@ -400,4 +388,3 @@ fn failing_at_every_write(test: &str, action: Action) {
     });
     println!("{action:?}: {} failing calls", faults.len());
 }
-

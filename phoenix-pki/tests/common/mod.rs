@@ -56,6 +56,19 @@ pub(crate) fn has(test: &str, program: &str) -> bool {
     found
 }
 
+/// Whether system calls can be watched; leaves a record for the test when they cannot.
+pub(crate) fn can_trace(test: &str) -> bool {
+    if !has(test, "strace") {
+        return false;
+    }
+    let works =
+        Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).status().is_ok_and(|done| done.success());
+    if !works {
+        skip(test, "the permission to trace processes");
+    }
+    works
+}
+
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -204,6 +217,14 @@ pub(crate) fn act_by(binary: &Path, action: &str, arguments: &[&Path]) -> Comman
         command.env(format!("{ACTION}_{at}"), argument);
     }
     command
+}
+
+/// The same command under a shell that sets the umask first.
+pub(crate) fn with_umask(command: &Command, umask: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "umask \"$0\"; exec \"$@\"", umask]).arg(command.get_program()).args(command.get_args());
+    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell
 }
 
 /// The action that this process was started for, if it was.
