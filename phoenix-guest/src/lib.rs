@@ -1,6 +1,8 @@
 //! Certificates into the containers and VMs of a hypervisor: placed, trusted, proven by a handshake.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "cli")]
+pub mod cli;
 mod command;
 mod converge;
 mod delivery;
