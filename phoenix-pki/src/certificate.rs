@@ -182,7 +182,7 @@ impl Certificate {
             not_after: parsed.validity().not_after.to_datetime(),
             names: BTreeSet::new(),
             public_key: parsed.public_key().raw.to_vec(),
-            key_type: key_type(&parsed),
+            key_type: key_type(parsed.public_key()),
             authority: None,
             key_usage: Vec::new(),
             extended_key_usage: Vec::new(),
@@ -327,6 +327,11 @@ impl Certificate {
     /// The DER of its subject.
     pub(crate) fn raw_subject(&self) -> &[u8] {
         &self.raw_subject
+    }
+
+    /// The DER of its issuer's subject.
+    pub(crate) fn raw_issuer(&self) -> &[u8] {
+        &self.raw_issuer
     }
 
     /// Start of its validity.
@@ -493,7 +498,8 @@ fn subtrees(subtrees: &[GeneralSubtree<'_>]) -> std::result::Result<Permitted, S
     Ok(read)
 }
 
-fn address(bytes: &[u8]) -> Option<std::net::IpAddr> {
+/// An address from its 4 or 16 bytes.
+pub(crate) fn address(bytes: &[u8]) -> Option<std::net::IpAddr> {
     match bytes.len() {
         4 => <[u8; 4]>::try_from(bytes).ok().map(Into::into),
         16 => <[u8; 16]>::try_from(bytes).ok().map(Into::into),
@@ -501,13 +507,14 @@ fn address(bytes: &[u8]) -> Option<std::net::IpAddr> {
     }
 }
 
-fn key_type(certificate: &X509Certificate<'_>) -> Option<KeyType> {
+/// The kind of a public key, if it is one that Phoenix makes.
+pub(crate) fn key_type(public_key: &SubjectPublicKeyInfo<'_>) -> Option<KeyType> {
     use x509_parser::public_key::PublicKey;
-    let algorithm = &certificate.public_key().algorithm;
+    let algorithm = &public_key.algorithm;
     if algorithm.algorithm.to_id_string() == "1.3.101.112" {
         return Some(KeyType::Ed25519);
     }
-    match certificate.public_key().parsed().ok()? {
+    match public_key.parsed().ok()? {
         PublicKey::RSA(key) => match key.key_size() {
             2048 => Some(KeyType::Rsa2048),
             3072 => Some(KeyType::Rsa3072),

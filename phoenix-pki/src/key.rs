@@ -124,7 +124,7 @@ enum Pair {
 }
 
 /// Iterations of PBKDF2, as step and the OWASP advice of 2023 have it.
-const ITERATIONS: u32 = 600_000;
+pub(crate) const ITERATIONS: u32 = 600_000;
 
 impl PrivateKey {
     /// A new key from the system's random numbers.

@@ -152,9 +152,14 @@ impl Authority {
         let issuer = self.certificate(role);
         // A root from elsewhere may not be one that signs CRLs.
         Ok(issuer.signs_crls()
-            && self.current_crl(role)?.is_none_or(|crl| {
-                crl.is_due(now) || serials(crl.entries()) != serials(&revoked_by(issuer, ledger, now))
-            }))
+            && self
+                .current_crl(role)?
+                .is_none_or(|crl| crl.is_due(now) || !self.crl_is_complete(role, &crl, ledger, now)))
+    }
+
+    /// Whether a CRL says what the ledger says.
+    pub(crate) fn crl_is_complete(&self, role: Role, crl: &Crl, ledger: &Ledger, now: OffsetDateTime) -> bool {
+        serials(crl.entries()) == serials(&revoked_by(self.certificate(role), ledger, now))
     }
 
     /// The CRL of the root or intermediate; `None` when there is none, or one that nobody would accept.

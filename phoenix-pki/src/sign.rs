@@ -5,7 +5,7 @@ use std::time::Duration;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyUsagePurpose, NameConstraints,
-    RevocationReason, RevokedCertParams, SanType,
+    RevocationReason, RevokedCertParams, SanType, SubjectPublicKeyInfo,
 };
 use time::OffsetDateTime;
 
@@ -71,7 +71,7 @@ impl Signer {
         Ok(Self { certificate, issuer })
     }
 
-    /// A leaf for this public key, SubjectPublicKeyInfo or private key.
+    /// A leaf for this key.
     pub(crate) fn leaf(
         &self,
         params: &LeafParams,
@@ -102,6 +102,12 @@ impl Signer {
         validity(&mut leaf, now, params.lifetime, Some(&self.certificate))?;
         let issued = leaf.signed_by(key, &self.issuer).map_err(failed("sign a leaf"))?;
         Certificate::from_der(issued.der(), "new leaf")
+    }
+
+    /// A leaf for a public key that somebody else holds the private half of, SubjectPublicKeyInfo DER.
+    pub(crate) fn leaf_for(&self, params: &LeafParams, public_key: &[u8], now: OffsetDateTime) -> Result<Certificate> {
+        let key = SubjectPublicKeyInfo::from_der(public_key).map_err(failed("read a public key"))?;
+        self.leaf(params, &key, params.key_type, now)
     }
 
     /// The key, for encrypting it.
@@ -141,6 +147,18 @@ impl Signer {
         let crl = params.signed_by(&self.issuer).map_err(failed("sign a CRL"))?;
         Crl::from_der(crl.der(), "new CRL")
     }
+}
+
+/// Whether certificates and CRLs below this authority would repeat its subject byte for byte, as path building wants
+/// (RFC 5280 §6.1.3): the subject is parsed and encoded again on the way.
+pub(crate) fn reproduces_subject(authority: &Certificate) -> Result<bool> {
+    let Ok(issuer) = Issuer::from_ca_cert_der(authority.der(), PrivateKey::generate(KeyType::EcdsaP256)?) else {
+        return Ok(false);
+    };
+    let mut trial = CertificateParams::default();
+    trial.serial_number = Some(serial()?);
+    let trial = trial.signed_by(issuer.key(), &issuer).map_err(failed("sign a trial"))?;
+    Ok(Certificate::from_der(trial.der(), "trial")?.raw_issuer() == authority.raw_subject())
 }
 
 fn authority(
