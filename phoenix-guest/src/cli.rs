@@ -7,13 +7,19 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use phoenix_pki::Store;
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
+use crate::error::causes;
 use crate::inventory::{GuestKind, Inventory};
 
+mod audit;
 mod converge;
+mod inspect;
 mod issue;
+mod keep;
 mod report;
 mod sandbox;
+mod verify;
 
 /// Everything holds.
 const HOLDS: u8 = 0;
@@ -23,12 +29,17 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 /// Changes are pending, or a warning.
 const PENDING: u8 = 3;
+/// The audit found what fails now.
+const CRITICAL: u8 = 4;
 
 /// Where an inventory is looked for when none is named.
 const INVENTORIES: [&str; 2] = ["phoenix.toml", "/etc/phoenix/phoenix.toml"];
 
 /// The longest inventory that is read.
 const LONGEST_INVENTORY: u64 = 16 << 20;
+
+/// The longest file of certificates or keys that is read.
+const LONGEST_INPUT: u64 = 1 << 20;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -53,6 +64,12 @@ struct Arguments {
 enum Command {
     Converge(converge::Arguments),
     Issue(issue::Arguments),
+    Inspect(inspect::Arguments),
+    Verify(verify::Arguments),
+    Audit(audit::Arguments),
+    Revoke(keep::Revoke),
+    Seal(keep::Seal),
+    Export(keep::Export),
 }
 
 /// Where the command speaks.
@@ -92,16 +109,7 @@ impl Terminal {
 
     /// Writes an error and, indented, what caused it.
     fn complain(&mut self, error: &dyn std::error::Error) {
-        let mut text = format!("error: {error}\n");
-        let (mut said, mut source) = (error.to_string(), error.source());
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            // Some errors hold their cause and say it too.
-            if !said.contains(&cause_text) {
-                text.push_str(&format!("  {cause_text}\n"));
-            }
-            (said, source) = (cause_text, cause.source());
-        }
+        let text = format!("error: {}\n", causes(error).join("\n  "));
         // Nobody is left to tell when this fails.
         let _ = self.err.write_all(text.as_bytes()).and_then(|()| self.err.flush());
     }
@@ -121,9 +129,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, terminal: &mut Termina
         }
     };
     let now = OffsetDateTime::now_utc();
-    let done = match arguments.command {
-        Command::Converge(arguments) => converge::run(&arguments, terminal, now),
-        Command::Issue(arguments) => issue::run(&arguments, terminal, now),
+    let done = match &arguments.command {
+        Command::Converge(arguments) => converge::run(arguments, terminal, now),
+        Command::Issue(arguments) => issue::run(arguments, terminal, now),
+        Command::Inspect(arguments) => inspect::run(arguments, terminal, now),
+        Command::Verify(arguments) => verify::run(arguments, terminal, now),
+        Command::Audit(arguments) => audit::run(arguments, terminal, now),
+        Command::Revoke(arguments) => keep::revoke(arguments, terminal, now),
+        Command::Seal(arguments) => keep::seal(arguments, terminal),
+        Command::Export(arguments) => keep::export(arguments, terminal),
     };
     done.unwrap_or_else(|error| {
         terminal.complain(error.as_ref());
@@ -217,6 +231,23 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
         Ok(bytes)
     };
     attempt().map_err(|source| failure(format!("cannot read {}", path.display()), source))
+}
+
+/// Reads a file of certificates or keys, or standard input for `-`, with the name that errors give it.
+fn input(path: &Path) -> Result<(Zeroizing<Vec<u8>>, String)> {
+    use std::io::Read as _;
+
+    if path != Path::new("-") {
+        return Ok((Zeroizing::new(read(path, LONGEST_INPUT)?), path.display().to_string()));
+    }
+    let (origin, mut bytes) = ("standard input".to_string(), Zeroizing::new(Vec::new()));
+    let read = io::stdin().lock().take(LONGEST_INPUT + 1).read_to_end(&mut bytes);
+    let sound = |length| match length {
+        length if length as u64 <= LONGEST_INPUT => Ok(()),
+        _ => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {LONGEST_INPUT} bytes"))),
+    };
+    read.and_then(sound).map_err(|source| failure(format!("cannot read {origin}"), source))?;
+    Ok((bytes, origin))
 }
 
 /// A day, as people write it in tables: the date, and how many days are left.

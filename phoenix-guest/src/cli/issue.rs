@@ -46,13 +46,12 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDat
             (ensured.leaf, what)
         }
     };
-    let pair = store.path().join("certificates").join(leaf.label()).join("current");
     terminal.say(&format!(
         "{}: {what}, until {}\n  certificate  {}\n  key          {}\n",
         leaf.label(),
         until(leaf.certificate().not_after(), now),
-        pair.join("cert.pem").display(),
-        pair.join("key.pem").display(),
+        store.certificate_path(leaf.label()).display(),
+        store.key_path(leaf.label()).display(),
     ))?;
     Ok(HOLDS)
 }

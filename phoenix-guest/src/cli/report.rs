@@ -1,6 +1,7 @@
 //! A report for people.
 
 use comfy_table::{ContentArrangement, Table, presets};
+use phoenix_pki::{CrlRefresh, CrlState};
 use time::OffsetDateTime;
 
 use super::until;
@@ -44,11 +45,20 @@ pub(super) fn plain(table: &Table) -> String {
 }
 
 fn authority(report: &Report) -> String {
-    match (&report.root, report.authority_created) {
+    let mut text = match (&report.root, report.authority_created) {
         (Some(root), true) => format!("authority made, root SHA-256 {root}\n"),
         (Some(root), false) => format!("authority root SHA-256 {root}\n"),
         (None, _) => "authority would be made\n".into(),
+    };
+    let crls = report.crls.iter().flat_map(|crls| [("root", &crls.root), ("intermediate", &crls.intermediate)]);
+    for (role, state) in crls {
+        match state {
+            CrlState::Written => text.push_str(&format!("CRL of the {role} written\n")),
+            CrlState::Waiting { why } => text.push_str(&format!("CRL of the {role} is due, and waits: {why}\n")),
+            _ => {}
+        }
     }
+    text
 }
 
 /// What people call a certificate: the name it was given or its first one, and how many more there are.
@@ -130,14 +140,8 @@ fn why(state: &State) -> String {
     match state {
         State::Pending { why } => why.clone(),
         State::Failed { causes } => {
-            let mut lines: Vec<String> = Vec::new();
-            for cause in causes {
-                // Some errors hold their cause and say it too.
-                if !lines.last().is_some_and(|said| said.contains(cause.as_str())) {
-                    lines.push(if lines.is_empty() { cause.clone() } else { format!("  {cause}") });
-                }
-            }
-            lines.join("\n")
+            let indented = |(depth, cause): (usize, &String)| format!("{}{cause}", if depth == 0 { "" } else { "  " });
+            causes.iter().enumerate().map(indented).collect::<Vec<_>>().join("\n")
         }
         _ => String::new(),
     }
@@ -156,7 +160,8 @@ fn summary(report: &Report) -> String {
     };
     let count = |matching: fn(&State) -> bool| states().filter(|state| matching(state)).count();
     let made = report.certificates.iter().filter(|certificate| certificate.reason.is_due()).count();
-    let changed = made + count(|state| matches!(state, State::Changed | State::Due));
+    let crls = usize::from(report.crls.as_ref().is_some_and(CrlRefresh::changed));
+    let changed = made + crls + count(|state| matches!(state, State::Changed | State::Due));
     let word = if report.dry_run { "due" } else { "changed" };
     let pending = count(|state| matches!(state, State::Pending { .. }));
     let failed = count(|state| matches!(state, State::Failed { .. }));
