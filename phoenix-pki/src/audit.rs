@@ -137,6 +137,21 @@ impl Authority {
     ///
     /// `wanted` is what should exist, `root_key` how the root key should rest.
     ///
+    /// ```
+    /// # use phoenix_pki::{Authority, AuthorityParams, LeafParams, Permitted, RootKey, Severity, Store};
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let (store, now) = (Store::new(directory.path().join("store")), time::OffsetDateTime::now_utc());
+    /// # let params = AuthorityParams::new("Example", Permitted::parse(["internal.example"])?);
+    /// # let authority = Authority::create(&store, &AuthorityParams { root_key: RootKey::Plain, ..params }, now)?;
+    /// let wanted = LeafParams::server(["nginx.internal.example"])?;
+    /// authority.ensure(&wanted, now)?;
+    /// for entry in authority.audit(&[wanted], &RootKey::Plain, now)? {
+    ///     println!("{} {} {:?} days: {:?}", entry.severity(), entry.name, entry.days_left, entry.findings);
+    ///     assert!(entry.severity() < Severity::Critical);
+    /// }
+    /// # Ok::<(), phoenix_pki::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// Only when the store itself cannot be listed: whatever is wrong inside it is a finding.
     pub fn audit(&self, wanted: &[LeafParams], root_key: &RootKey, now: OffsetDateTime) -> Result<Vec<AuditEntry>> {
@@ -222,6 +237,9 @@ impl Authority {
         let crl = match self.current_crl(role) {
             Ok(Some(crl)) => crl,
             Ok(None) if !issuer.signs_crls() => return None,
+            Ok(None) if role == Role::Root && self.root_key_is_elsewhere() => {
+                return Some(entry.found([notice("the root key is elsewhere, and its CRL with it")]));
+            }
             Ok(None) => return Some(entry.found([warning("there is none that holds; refresh the CRLs")])),
             Err(error) => return Some(entry.found([critical(all(&error))])),
         };
@@ -229,6 +247,10 @@ impl Authority {
         let mut entry = entry.ends(crl.next_update(), now).found(crl_findings(&crl, complete, now));
         entry.issuer = crl.issuer().into();
         Some(entry)
+    }
+
+    fn root_key_is_elsewhere(&self) -> bool {
+        matches!(self.store.authority_key(&self.generation, Role::Root), Ok(None))
     }
 
     fn audit_leaf(

@@ -242,7 +242,7 @@ impl Authority {
         let signer = self.intermediate_signer()?;
         let leaves = in_parallel(due, |due| {
             let key = PrivateKey::generate(due.wanted.key_type)?;
-            let certificate = signer.leaf(due.wanted, &key, due.wanted.key_type, now)?;
+            let certificate = signer.leaf(due.wanted, &key, now)?;
             let chain = vec![certificate, self.intermediate.clone()];
             let leaf = Leaf { label: due.wanted.label(), chain, root: self.root.clone(), key };
             self.prove(&leaf.chain, &leaf.key.public_key(), due.wanted, now)?;
@@ -466,4 +466,86 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + S
         }
         Ok(all)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::import::Import;
+    use crate::key::KeyType;
+    use crate::profile::{Lifetime, Profile, Renewal};
+
+    const NOW: OffsetDateTime = datetime!(2026-11-21 12:00 UTC);
+
+    fn params(permitted: &[&str]) -> AuthorityParams {
+        let params = AuthorityParams::new("Example", Permitted::parse(permitted).unwrap());
+        AuthorityParams { root_key: RootKey::Plain, ..params }
+    }
+
+    fn store(directory: &tempfile::TempDir) -> Store {
+        Store::new(directory.path().join("store"))
+    }
+
+    #[test]
+    fn a_batch_comes_back_in_order_and_rests() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&store(&directory), &params(&["internal.example"]), NOW).unwrap();
+        let wanted: Vec<LeafParams> = (0..50)
+            .map(|at| {
+                let profile = [Profile::Server, Profile::Client, Profile::Peer][at % 3];
+                let key_type = [KeyType::EcdsaP256, KeyType::Ed25519][at % 2];
+                let names = [format!("h{at}.internal.example"), format!("*.h{at}.internal.example")];
+                LeafParams { key_type, ..LeafParams::new(profile, names).unwrap() }
+            })
+            .collect();
+        let first = authority.ensure_all(&wanted, NOW).unwrap();
+        for (ensured, wanted) in first.iter().zip(&wanted) {
+            assert_eq!((ensured.leaf.label(), &ensured.reason), (wanted.label().as_str(), &Reason::Missing));
+        }
+        let second = authority.ensure_all(&wanted, NOW).unwrap();
+        assert!(second.iter().all(|ensured| !ensured.changed()));
+        let again = authority.issue(&wanted[7], NOW).unwrap();
+        let ledger = authority.store().ledger().unwrap();
+        assert_eq!(ledger.issued().len(), 2 + 50 + 1);
+        assert_eq!(
+            ledger.replaced_by(first[7].leaf.certificate().serial_number()),
+            Some(again.certificate().serial_number())
+        );
+    }
+
+    #[test]
+    fn one_that_is_refused_stops_the_batch_before_anything_is_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&store(&directory), &params(&["internal.example"]), NOW).unwrap();
+        let sound = LeafParams::server(["a.internal.example"]).unwrap();
+        let outside = LeafParams::server(["a.example.com"]).unwrap();
+        let restless = LeafParams {
+            renewal: Renewal::Before(Lifetime::days(90)),
+            ..LeafParams::server(["b.internal.example"]).unwrap()
+        };
+        let refused = |wanted: &[LeafParams]| authority.ensure_all(wanted, NOW).unwrap_err();
+        assert!(matches!(refused(&[sound.clone(), outside]), Error::NotPermitted { .. }));
+        assert!(matches!(refused(&[sound.clone(), restless]), Error::Value { .. }));
+        assert!(matches!(refused(&[sound.clone(), sound.clone()]), Error::LabelTwice { .. }));
+        assert_eq!(authority.plan(&[sound], NOW).unwrap(), [Reason::Missing]);
+        assert_eq!(authority.store().ledger().unwrap().issued().len(), 2);
+    }
+
+    #[test]
+    fn the_narrower_constraints_of_a_root_hold_below_a_wider_intermediate() {
+        let directory = tempfile::tempdir().unwrap();
+        let key = || PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+        let (root_key, intermediate_key) = (key(), key());
+        let root = sign::root(&params(&["a.example"]), &root_key, NOW).unwrap();
+        let signer = Signer::new(root.clone(), root_key, "root").unwrap();
+        let wide = params(&["a.example", "b.example"]);
+        let intermediate = sign::intermediate(&wide, &intermediate_key, &signer, NOW).unwrap();
+        let parts = Import { root, root_key: None, intermediate, intermediate_key };
+        let authority = Authority::import(&store(&directory), parts, &RootKey::Plain, NOW).unwrap();
+        authority.ensure(&LeafParams::server(["www.a.example"]).unwrap(), NOW).unwrap();
+        let outside = authority.ensure(&LeafParams::server(["www.b.example"]).unwrap(), NOW);
+        assert!(matches!(outside, Err(Error::NotPermitted { .. })));
+    }
 }

@@ -171,7 +171,7 @@ mod tests {
 
     fn leaf(issuer: &Signer, wanted: &LeafParams, now: OffsetDateTime) -> (Certificate, Vec<u8>) {
         let key = PrivateKey::generate(wanted.key_type).unwrap();
-        (issuer.leaf(wanted, &key, wanted.key_type, now).unwrap(), key.public_key())
+        (issuer.leaf(wanted, &key, now).unwrap(), key.public_key())
     }
 
     fn wanted(names: &[&str]) -> LeafParams {

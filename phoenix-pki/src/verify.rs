@@ -160,7 +160,7 @@ mod tests {
 
     fn leaf(issuer: &Signer, wanted: &LeafParams) -> Certificate {
         let key = PrivateKey::generate(wanted.key_type).unwrap();
-        issuer.leaf(wanted, &key, wanted.key_type, NOW).unwrap()
+        issuer.leaf(wanted, &key, NOW).unwrap()
     }
 
     #[test]
