@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use phoenix_pki::Fingerprint;
 
-use crate::guest::GuestPath;
-
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -65,7 +63,7 @@ pub enum Error {
         /// The verb: `read`, `write`, `link`, `remove`, `observe`.
         attempted: &'static str,
         /// The path in the guest.
-        path: GuestPath,
+        path: String,
         /// The cause.
         #[source]
         source: std::io::Error,
@@ -102,7 +100,7 @@ pub enum Error {
         /// The guest's name.
         guest: String,
         /// The path in the guest.
-        path: GuestPath,
+        path: String,
         /// What was written.
         expected: String,
         /// What was read.
@@ -127,7 +125,7 @@ pub enum Error {
         /// The guest's name.
         guest: String,
         /// The path of the certificate.
-        path: GuestPath,
+        path: String,
         /// Why it was rolled back.
         source: Box<Error>,
         /// What went wrong while rolling back, if anything did.
