@@ -49,8 +49,8 @@ Exit codes:
   3  changes are pending (a dry run, a stopped guest), or the audit warns
   4  the audit found something critical
 
-Without one on the command line, the inventory is ./phoenix.toml or else /etc/phoenix/phoenix.toml. Relative paths in an
-inventory start from its directory.";
+Where no inventory is named, it is ./phoenix.toml or /etc/phoenix/phoenix.toml.
+Relative paths in an inventory start from its directory.";
 
 /// The private PKI of a hypervisor: certificates into its guests, the root into their trust stores, proven by handshakes.
 #[derive(Parser)]
