@@ -53,6 +53,12 @@ impl Lifetime {
     pub const fn duration(self) -> Duration {
         self.0
     }
+
+    /// How long before `now` a certificate with this lifetime begins: [`BACKDATE`], or a tenth of a short life, so that
+    /// the renewal point of a certificate for minutes does not lie before its making.
+    pub fn backdate(self) -> Duration {
+        BACKDATE.min(Duration::from_secs(self.0.as_secs() / 10))
+    }
 }
 
 impl From<Duration> for Lifetime {
@@ -145,7 +151,7 @@ impl std::fmt::Display for Renewal {
     }
 }
 
-/// How long before `now` a new certificate's validity begins, for guests whose clocks are behind.
+/// How long before `now` the validity of a new certificate begins at most, for guests whose clocks are behind.
 pub const BACKDATE: Duration = Duration::from_secs(3_600);
 
 /// How long a CRL of the intermediate holds; it is made anew when half of that is over.
@@ -272,7 +278,7 @@ impl LeafParams {
             return Err(Error::Value { what: "lifetime", value: self.lifetime.to_string(), accepted });
         }
         // One that is due from its first second on would be made anew in every run.
-        let (life, backdated) = (self.lifetime.duration().as_secs(), BACKDATE.as_secs());
+        let (life, backdated) = (self.lifetime.duration().as_secs(), self.lifetime.backdate().as_secs());
         let rests = match self.renewal {
             Renewal::Share(percent) => {
                 matches!(percent, 1..=99) && (life + backdated) * u64::from(percent) / 100 > backdated
@@ -409,8 +415,10 @@ mod tests {
             ("24h", "66%", true),
             ("1h", "66%", true),
             ("60s", "12h", false),
-            // A minute of life behind an hour of backdating: two thirds of it are over before it begins.
-            ("60s", "66%", false),
+            ("60s", "66%", true),
+            // A tenth of its life lies before its making: less than that is over before it begins.
+            ("60s", "9%", false),
+            ("60s", "11%", true),
             ("60s", "99%", true),
             ("60s", "30s", true),
             ("59s", "1s", false),

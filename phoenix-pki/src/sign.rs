@@ -15,7 +15,7 @@ use crate::crl::{Crl, Revoked};
 use crate::error::{Error, Result};
 use crate::key::{KeyType, PrivateKey, Signing, pem, random};
 use crate::name::{Name, Permitted};
-use crate::profile::{AuthorityParams, BACKDATE, LeafParams, Lifetime, Profile, Revocation};
+use crate::profile::{AuthorityParams, LeafParams, Lifetime, Profile, Revocation};
 
 /// A new root for these parameters and its key.
 pub(crate) fn root(params: &AuthorityParams, key: &PrivateKey, now: OffsetDateTime) -> Result<Certificate> {
@@ -179,7 +179,7 @@ fn authority(
     authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     authority.use_authority_key_identifier_extension = true;
-    authority.key_identifier_method = key_id(key);
+    authority.key_identifier_method = key_id(&Signing(key));
     authority.name_constraints = Some(constraints(permitted));
     authority
 }
@@ -228,7 +228,7 @@ fn validity(
     issuer: Option<&Certificate>,
 ) -> Result<()> {
     let now = whole_seconds(now);
-    params.not_before = now - BACKDATE;
+    params.not_before = now - lifetime.backdate();
     params.not_after = now + lifetime.duration() - Duration::from_secs(1);
     if let Some(issuer) = issuer {
         params.not_before = params.not_before.max(issuer.not_before());

@@ -74,7 +74,7 @@ impl Sandbox {
             layout.write(&self.directory.join(format!(".{id}.new")), &root).map_err(|source| Error::File {
                 guest: id.clone(),
                 attempted: "lay out",
-                path: GuestPath::root(),
+                path: "/".into(),
                 source,
             })?;
         }
