@@ -191,9 +191,14 @@ impl Store {
         read_key(&self.pending_key_path())
     }
 
-    /// The path of the current certificate under a label.
-    pub(crate) fn certificate_path(&self, label: &str) -> PathBuf {
+    /// The path of the current certificate under a label, with its chain.
+    pub fn certificate_path(&self, label: &str) -> PathBuf {
         self.path.join("certificates").join(label).join("current").join("cert.pem")
+    }
+
+    /// The path of the current private key under a label.
+    pub fn key_path(&self, label: &str) -> PathBuf {
+        self.certificate_path(label).with_file_name("key.pem")
     }
 
     /// The path of the ledger.
