@@ -100,9 +100,11 @@ pub enum Error {
     },
 }
 
-/// A failure on the way back, which has no place in the chain of sources.
+/// A failure on the way back: it has no place in the chain of sources, so its own chain is told here.
 fn also(rollback: &Option<Box<Error>>) -> String {
-    rollback.as_ref().map(|error| format!(", and that failed too: {error}")).unwrap_or_default()
+    let Some(error) = rollback else { return String::new() };
+    let causes = std::iter::successors(Some(error.as_ref() as &dyn std::error::Error), |error| error.source());
+    format!(", and that failed too: {}", causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
 }
 
 /// The end of what a command said, on a line of its own, or nothing.
