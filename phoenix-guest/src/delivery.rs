@@ -355,6 +355,7 @@ impl<'a> Delivery<'a> {
                     Change::Link { new, old } => self.finish(&[Some(new), old.as_ref()])?,
                     Change::InPlace { .. } => self.finish(&[])?,
                     Change::No if standing.pending == Pending::No => {}
+                    Change::No if standing.files.iter().all(|file| file.link.is_none()) => self.finish(&[])?,
                     Change::No => self.finish(&[standing.current.as_ref(), standing.previous.as_ref()])?,
                 }
                 Ok(proof)

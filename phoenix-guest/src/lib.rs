@@ -8,8 +8,8 @@ mod guest;
 mod handshake;
 mod transport;
 
-pub use command::{Command, DEADLINE, OUTPUT_LIMIT, Output, printable};
 pub use delivery::{Delivered, Difference, Placed, Placement, ensure_pair};
+pub use command::{Command, DEADLINE, OUTPUT_LIMIT, Output, printable};
 pub use error::{Error, Result};
 pub use guest::{GuestPath, Id, Mode, Owner};
 pub use handshake::{Proof, Serves};
