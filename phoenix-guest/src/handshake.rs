@@ -613,3 +613,6 @@ impl ResolvesClientCert for Offer {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

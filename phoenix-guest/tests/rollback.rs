@@ -348,7 +348,6 @@ impl Transport for Mortal {
 
 /// Not a test by itself: the process that the next one starts and that kills itself.
 #[test]
-#[ignore = "started by a_run_that_is_killed_leaves_a_pair_and_can_still_be_undone"]
 fn mortal() {
     let Ok(told) = std::env::var("PHOENIX_MORTAL") else { return };
     let mut told = told.split(' ');
@@ -383,7 +382,7 @@ fn a_run_that_is_killed_leaves_a_pair_and_can_still_be_undone() {
         let new = server(&nginx.authority);
         let told = format!("{} {} {at}", nginx.directory.path().display(), nginx.port);
         let child = Process::new(std::env::current_exe().unwrap())
-            .args(["--exact", "mortal", "--ignored"])
+            .args(["--exact", "mortal"])
             .env("PHOENIX_MORTAL", told)
             .stdout(Stdio::null())
             .status()
