@@ -6,15 +6,16 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command as Process, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 
-use common::{authority, now, server};
+use common::{authority, has, now, server, skip};
 use phoenix_guest::{
     Command, Delivered, Difference, Error, File, GuestPath, Memory, Mode, Observed, Output, Owner, Placed, Placement,
     Rootfs, Serves, Transport, ensure_pair,
 };
-use phoenix_pki::{Authority, Leaf};
+use phoenix_pki::{Authority, Leaf, Store};
 use tempfile::TempDir;
 
 /// One authority and four leaves for all tests: keys are what takes time.
@@ -798,4 +799,66 @@ fn a_reader_meets_whole_pairs_during_fifty_swaps() {
         done.store(true, Ordering::SeqCst);
         assert!(reader.join().unwrap() > 50);
     });
+}
+
+/// Not a test by itself: the process that the next one starts under strace.
+#[test]
+fn mortal() {
+    let Ok(directory) = std::env::var("PHOENIX_MORTAL") else { return };
+    let (store, root) = directory.split_once(' ').unwrap();
+    let authority = Authority::open(&Store::new(store)).unwrap();
+    let leaf = authority.leaf("www.internal.example").unwrap().unwrap();
+    let guest = Rootfs::new("101", root).unwrap();
+    ensure_pair(&guest, &leaf, &placement(), &[authority.root().der().clone()], now()).unwrap();
+}
+
+#[test]
+fn a_kill_at_each_system_call_leaves_a_pair() {
+    const NAME: &str = "a_kill_at_each_system_call_leaves_a_pair";
+    if !has(NAME, &["strace"]) {
+        return;
+    }
+    if !Process::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success()) {
+        return skip(NAME, "strace may not trace here");
+    }
+    let store = tempfile::tempdir().unwrap();
+    let authority = authority(store.path());
+    let new = server(&authority);
+    let is = |guest: &dyn Transport, leaf: &Leaf| {
+        let (cert, key) = (leaf.chain_pem().into_bytes(), leaf.key().to_pem().as_bytes().to_vec());
+        pair(guest) == (Some(cert), Some(key))
+    };
+    let again = |guest: &dyn Transport| {
+        ensure_pair(guest, &new, &placement(), &[authority.root().der().clone()], now()).unwrap()
+    };
+    let mut kills = 0;
+    for call in ["mkdirat", "fchmod", "write", "fsync", "symlinkat", "renameat", "renameat2", "unlinkat"] {
+        for at in 1.. {
+            assert!(at < 100, "no run has so many calls of {call}");
+            let subject = rootfs();
+            put_by_hand(&*subject.guest);
+            let root = subject.host("/");
+            let child = Process::new("strace")
+                .args(["-f", "-o", "/dev/null", "-e", &format!("trace={call}")])
+                .args(["-e", &format!("inject={call}:signal=KILL:when={at}")])
+                .arg(std::env::current_exe().unwrap())
+                .args(["--exact", "mortal"])
+                .env("PHOENIX_MORTAL", format!("{} {}", store.path().display(), root.display()))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .unwrap();
+            let guest = &*subject.guest;
+            assert!(is(guest, leaf(0)) || is(guest, &new), "{call} {at}");
+            again(guest);
+            assert!(is(guest, &new), "{call} {at}");
+            assert!(!again(guest).changed(), "{call} {at}");
+            assert_tidy(guest);
+            if child.success() {
+                break;
+            }
+            kills += 1;
+        }
+    }
+    assert!(kills > 50, "killed {kills} times");
 }

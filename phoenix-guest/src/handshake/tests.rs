@@ -238,7 +238,7 @@ fn what_is_no_tls_server_is_told_in_time() {
     }
     let habits: [(Habit, &str); 7] = [
         (|_| Ok(()), "the server closes the connection"),
-        (|_| Ok(std::thread::sleep(ATTEMPT * 2)), "no answer within 5 s"),
+        (|socket| every(ATTEMPT.as_millis() as u64, b"", socket), "no answer within 5 s"),
         (|socket| socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "what answers there does not speak TLS"),
         (|socket| every(0, &[b'x'; 1 << 16], socket), "what answers there does not speak TLS"),
         // A record of 16 KiB that comes byte by byte, and one empty record after another.
