@@ -129,6 +129,8 @@ struct Faulty<'a> {
     dead: AtomicBool,
     /// What symlinks fail with.
     links: Option<ErrorKind>,
+    /// Whether keys get a mode that nobody asked for, and nothing is said about it.
+    sloppy: bool,
     observes: AtomicUsize,
     gets: AtomicUsize,
     writes: AtomicUsize,
@@ -143,6 +145,7 @@ impl<'a> Faulty<'a> {
             left: at.into(),
             dead: false.into(),
             links: None,
+            sloppy: false,
             observes: 0.into(),
             gets: 0.into(),
             writes: 0.into(),
@@ -200,7 +203,11 @@ impl Transport for Faulty<'_> {
         if file.bytes.windows(11).any(|part| part == b"PRIVATE KEY") {
             assert_eq!(file.mode.bits() & 0o007, 0, "{} is for the world to read", file.path);
         }
-        self.change(|| self.inner.put(file))
+        let mut file = file.clone();
+        if self.sloppy && file.mode == Mode::KEY {
+            file.mode = Mode::new(0o660).unwrap();
+        }
+        self.change(|| self.inner.put(&file))
     }
 
     fn get(&self, path: &GuestPath, limit: usize) -> Result<Option<Vec<u8>>, Error> {
@@ -436,6 +443,35 @@ fn where_nothing_was_nothing_is_left() {
     assert_eq!((held(&guest), *taken.lock().unwrap()), (None, None));
     for at in [CERT, KEY, STATE, "/etc/nginx/ssl/root.crt"] {
         assert_eq!(guest.observe(&[path(at)]).unwrap(), [Observed::MISSING], "{at}");
+    }
+}
+
+#[test]
+fn a_kill_on_the_way_back_to_nothing_leaves_nothing_half() {
+    for at in 0..100 {
+        let (guest, _) = picky("reload");
+        let faulty = Faulty::new(&guest, Fault::Kills, at);
+        let _ = ensure(&faulty, leaf(1), &placement());
+        assert!(matches!(held(&guest), None | Some(1)), "{at}");
+        ensure(&guest, leaf(3), &placement()).unwrap();
+        assert_eq!(held(&guest), Some(3), "{at}");
+        assert_tidy(&guest);
+        if !faulty.struck() {
+            break;
+        }
+    }
+}
+
+#[test]
+fn what_reads_back_different_is_put_back() {
+    for subject in [rootfs(), memory()] {
+        ensure(&*subject.guest, leaf(0), &placement()).unwrap();
+        let sloppy = Faulty { sloppy: true, ..Faulty::new(&*subject.guest, Fault::Fails, usize::MAX) };
+        let error = ensure(&sloppy, leaf(1), &placement()).unwrap_err();
+        let Error::RolledBack { source, rollback: None, .. } = &error else { panic!("{error:?}") };
+        assert!(matches!(&**source, Error::ReadBack { .. }) && source.to_string().contains("0660"), "{source}");
+        assert_eq!(held(&*subject.guest), Some(0));
+        assert_tidy(&*subject.guest);
     }
 }
 
