@@ -38,7 +38,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDat
         Some(directory) => Some(Sandbox::of(directory, &mut inventory, options.dry_run)?),
         None => None,
     };
-    let reach = |entry: &GuestEntry| -> crate::Result<Reached> {
+    let reach = |entry: &GuestEntry| -> crate::error::Result<Reached> {
         match &sandbox {
             Some(sandbox) => sandbox.reach(entry),
             None => reach(entry),
