@@ -57,7 +57,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDat
     let names: Vec<&Name> = arguments.name.iter().collect();
     Verification { purpose, names: &names, at: arguments.at.unwrap_or(now), crls: &[] }.check(&chain, &anchors)?;
     let end = until(leaf.not_after(), now);
-    terminal.say(&format!("{}: good for {purpose}, until {end}\n", crate::printable(leaf.subject().as_bytes())))?;
+    terminal.say(&format!("{}: good for {purpose}, until {end}\n", crate::command::printable(leaf.subject().as_bytes())))?;
     Ok(HOLDS)
 }
 
