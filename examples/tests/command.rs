@@ -158,7 +158,7 @@ fn the_first_run_builds_all_and_the_second_writes_nothing() {
         "files for nginx.internal.thinkheads.ai",
         "files for agent.agent.phoenix.local",
         "6 certificates, 6 guests: 18 changed, 0 pending, 0 failed",
-        "passphrase is in box/store.passphrase",
+        "box/store.passphrase: move that file",
     ]);
     let before = place.stamps();
     let second = place.converge(&[]).ended(0).silent();

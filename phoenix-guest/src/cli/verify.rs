@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{HOLDS, Place, Result, Terminal, input, until};
+use crate::command::printable;
 
 /// Verify a chain, leaf first, by webpki
 #[derive(clap::Args)]
@@ -57,7 +58,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDat
     let names: Vec<&Name> = arguments.name.iter().collect();
     Verification { purpose, names: &names, at: arguments.at.unwrap_or(now), crls: &[] }.check(&chain, &anchors)?;
     let end = until(leaf.not_after(), now);
-    terminal.say(&format!("{}: good for {purpose}, until {end}\n", crate::printable(leaf.subject().as_bytes())))?;
+    terminal.say(&format!("{}: good for {purpose}, until {end}\n", printable(leaf.subject().as_bytes())))?;
     Ok(HOLDS)
 }
 
@@ -67,7 +68,7 @@ fn roots(file: &Path) -> Result<Vec<Certificate>> {
     match roots.iter().find(|root| !root.is_authority() || !root.is_signed_by(root)) {
         None => Ok(roots),
         Some(other) => {
-            let subject = crate::printable(other.subject().as_bytes());
+            let subject = printable(other.subject().as_bytes());
             Err(format!("{}: {subject} is no root: it is not a CA that signed itself", file.display()).into())
         }
     }
