@@ -79,8 +79,6 @@ pub struct Terminal {
     pub out: Box<dyn Write>,
     /// Errors.
     pub err: Box<dyn Write>,
-    /// Whether results are for a terminal, and so fitted to its width.
-    pub fitted: bool,
     /// Whether progress may be drawn on the terminal of standard error.
     pub progress: bool,
 }
@@ -90,13 +88,13 @@ impl Terminal {
     pub fn process() -> Self {
         let (out, err) = (io::stdout(), io::stderr());
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-        let (fitted, progress) = (out.is_terminal() && !dumb, err.is_terminal() && !dumb);
-        Self { out: Box::new(out), err: Box::new(err), fitted, progress }
+        let progress = err.is_terminal() && !dumb;
+        Self { out: Box::new(out), err: Box::new(err), progress }
     }
 
     /// Both in these writers, for nobody's eyes in particular.
     pub fn new(out: impl Write + 'static, err: impl Write + 'static) -> Self {
-        Self { out: Box::new(out), err: Box::new(err), fitted: false, progress: false }
+        Self { out: Box::new(out), err: Box::new(err), progress: false }
     }
 
     /// Writes results. A reader that went away, such as `head`, has what it wanted.

@@ -155,7 +155,7 @@ impl Report {
 
     /// Whether everything is as the inventory says, proven.
     pub fn holds(&self) -> bool {
-        !self.failed() && !self.pending() && !(self.dry_run && self.changed())
+        !(self.failed() || self.pending() || self.dry_run && self.changed())
     }
 
     /// The guests that hold at least one certificate of this label.

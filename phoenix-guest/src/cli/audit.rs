@@ -38,7 +38,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDat
     let all = audit(&inventory, &reach, 8, now)?;
     match arguments.json {
         true => terminal.say(&format!("{}\n", serde_json::to_string_pretty(&all)?))?,
-        false => terminal.say(&text(&all, terminal.fitted))?,
+        false => terminal.say(&text(&all))?,
     }
     Ok(match all.iter().map(Audited::severity).max() {
         Some(Severity::Critical) => CRITICAL,
@@ -47,8 +47,8 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDat
     })
 }
 
-fn text(all: &[Audited], fitted: bool) -> String {
-    let mut entries = table(["DAYS", "KIND", "NAME", "ISSUER", "WHERE", "STATE"], fitted);
+fn text(all: &[Audited]) -> String {
+    let mut entries = table(["DAYS", "KIND", "NAME", "ISSUER", "WHERE", "STATE"]);
     for entry in all {
         entries.add_row([
             entry.days_left.map(|days| days.to_string()).unwrap_or_default(),

@@ -1,6 +1,6 @@
 //! A report for people.
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Table, presets};
 use phoenix_pki::{CrlRefresh, CrlState};
 use time::OffsetDateTime;
 
@@ -8,8 +8,8 @@ use super::until;
 use crate::report::{CertificateReport, DeliveryReport, GuestReport, Report, State, TrustReport};
 
 /// The certificates, then each guest, then one line that sums it up.
-pub(super) fn text(report: &Report, now: OffsetDateTime, fitted: bool) -> String {
-    let mut certificates = table(["CERTIFICATE", "FOR", "WHAT", "UNTIL"], fitted);
+pub(super) fn text(report: &Report, now: OffsetDateTime) -> String {
+    let mut certificates = table(["CERTIFICATE", "FOR", "WHAT", "UNTIL"]);
     for certificate in &report.certificates {
         certificates.add_row([
             short(certificate),
@@ -18,21 +18,17 @@ pub(super) fn text(report: &Report, now: OffsetDateTime, fitted: bool) -> String
             certificate.not_after.map(|end| until(end, now)).unwrap_or_default(),
         ]);
     }
-    let mut guests = table(["GUEST", "STATE", "PROOF"], fitted);
+    let mut guests = table(["GUEST", "STATE", "PROOF"]);
     for guest in &report.guests {
         guests.add_rows(rows(guest));
     }
     format!("{}\n{}\n\n{}\n\n{}\n", authority(report), plain(&certificates), plain(&guests), summary(report))
 }
 
-/// A table without lines: what `cut` and `awk` read as well as people do.
-pub(super) fn table<const N: usize>(header: [&str; N], fitted: bool) -> Table {
+/// A table without lines and as wide as it is: a path that was broken to fit a terminal could not be copied from it.
+pub(super) fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
-    match fitted {
-        true => table.set_content_arrangement(ContentArrangement::Dynamic),
-        false => table.force_no_tty(),
-    };
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }

@@ -1,12 +1,13 @@
 //! `verify`: whether a chain ends in a root, for a name and a purpose, at a time.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use phoenix_pki::{Authority, Certificate, Error, Name, Profile, Verification};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{HOLDS, Place, Result, Terminal, input, until};
+use crate::command::printable;
 
 /// Verify a chain, leaf first, by webpki
 #[derive(clap::Args)]
@@ -37,7 +38,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDat
     let chain = certificates(&arguments.file)?;
     let leaf = &chain[0];
     let anchors = match &arguments.root {
-        Some(file) => certificates(file)?,
+        Some(file) => roots(file)?,
         None => {
             let (store, _) = arguments.place.find()?;
             let authority = Authority::open(&store)?;
@@ -57,12 +58,24 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDat
     let names: Vec<&Name> = arguments.name.iter().collect();
     Verification { purpose, names: &names, at: arguments.at.unwrap_or(now), crls: &[] }.check(&chain, &anchors)?;
     let end = until(leaf.not_after(), now);
-    terminal.say(&format!("{}: good for {purpose}, until {end}\n", crate::command::printable(leaf.subject().as_bytes())))?;
+    terminal.say(&format!("{}: good for {purpose}, until {end}\n", printable(leaf.subject().as_bytes())))?;
     Ok(HOLDS)
 }
 
+/// The roots of a file. To a verifier any certificate can be an anchor; a chain given by mistake would then vouch for itself.
+fn roots(file: &Path) -> Result<Vec<Certificate>> {
+    let roots = certificates(file)?;
+    match roots.iter().find(|root| !root.is_authority() || !root.is_signed_by(root)) {
+        None => Ok(roots),
+        Some(other) => {
+            let subject = printable(other.subject().as_bytes());
+            Err(format!("{}: {subject} is no root: it is not a CA that signed itself", file.display()).into())
+        }
+    }
+}
+
 /// The certificates of a PEM file, or the one of a DER file.
-fn certificates(file: &std::path::Path) -> Result<Vec<Certificate>> {
+fn certificates(file: &Path) -> Result<Vec<Certificate>> {
     let (bytes, origin) = input(file)?;
     Ok(match bytes.first() {
         Some(0x30) => vec![Certificate::from_der(&bytes, &origin)?],
