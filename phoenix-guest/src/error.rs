@@ -151,6 +151,21 @@ pub enum Error {
     },
 }
 
+/// An error and its causes, outermost first.
+pub(crate) fn causes(error: &dyn std::error::Error) -> Vec<String> {
+    let mut causes = vec![error.to_string()];
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        // Some errors hold their cause and say it too.
+        if !causes.last().is_some_and(|said| said.contains(&text)) {
+            causes.push(text);
+        }
+        source = cause.source();
+    }
+    causes
+}
+
 /// A failure on the way back, which has no place in the chain of sources.
 fn also(rollback: &Option<Box<Error>>) -> String {
     rollback.as_ref().map(|error| format!(", and that failed too: {error}")).unwrap_or_default()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The rooms of `src` from the ground up; rooms of one rank do not import from each other.
-const RANKS: [&[&str]; 10] = [
+const RANKS: [&[&str]; 11] = [
     &["error"],
     &["command", "guest", "service"],
     &["transport"],
@@ -13,6 +13,7 @@ const RANKS: [&[&str]; 10] = [
     &["inventory"],
     &["report"],
     &["converge"],
+    &["audit"],
     &["cli"],
     &["lib"],
 ];

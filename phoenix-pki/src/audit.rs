@@ -53,6 +53,13 @@ pub struct Finding {
     pub what: String,
 }
 
+impl Finding {
+    /// A finding of somebody who audits more than the store.
+    pub fn new(severity: Severity, what: impl Into<String>) -> Self {
+        Self { severity, what: what.into() }
+    }
+}
+
 /// What an entry of the audit is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]

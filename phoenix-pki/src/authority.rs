@@ -50,13 +50,20 @@ impl Authority {
     /// Opens the authority of a store.
     ///
     /// # Errors
-    /// [`Error::AuthorityMissing`] when there is none, [`Error::AuthorityUnfit`] when its certificates may not serve.
+    /// [`Error::AuthorityMissing`] when there is none, [`Error::Parse`] when its certificates may not serve.
     pub fn open(store: &Store) -> Result<Self> {
         let stored = store.authority()?.ok_or_else(|| Error::AuthorityMissing { store: store.path().to_path_buf() })?;
         let origin = |role| store.authority_file(&stored.generation, role, "crt").display().to_string();
         let root = Certificate::from_pem(&stored.root, &origin(Role::Root))?;
         let intermediate = Certificate::from_pem(&stored.intermediate, &origin(Role::Intermediate))?;
-        fit(&root, &intermediate)?;
+        // Damage is one file's: the error says which.
+        fit(&root, &intermediate).map_err(|error| match error {
+            Error::AuthorityUnfit { role, why, .. } => {
+                let role = if role == Role::Root.name() { Role::Root } else { Role::Intermediate };
+                Error::Parse { origin: origin(role), what: "certificate of an authority", why }
+            }
+            other => other,
+        })?;
         Ok(Self { store: store.clone(), generation: stored.generation, root, intermediate })
     }
 
@@ -206,10 +213,26 @@ impl Authority {
         let Some(leaf) = leaf else {
             return Ok((judge(wanted, &Held::Missing, &self.intermediate, now), None));
         };
+        if let Some(why) = self.damage(&leaf, ledger) {
+            return Ok((judge(wanted, &Held::Damaged(why), &self.intermediate, now), None));
+        }
         let public_key = leaf.key.public_key();
         let revoked = ledger.revocation(leaf.certificate().serial_number()).is_some();
         let held = Held::Pair { certificate: leaf.certificate(), public_key: &public_key, revoked };
         Ok((judge(wanted, &held, &self.intermediate, now), Some(leaf)))
+    }
+
+    /// What is wrong with a leaf that reads as one: a flipped bit shows in the signature alone.
+    fn damage(&self, leaf: &Leaf, ledger: &Ledger) -> Option<&'static str> {
+        if !leaf.certificate().names_issuer(&self.intermediate) {
+            return None;
+        }
+        if leaf.chain[1..] != [self.intermediate.clone()] {
+            return Some("the chain behind it is not the intermediate");
+        }
+        // The ledger's word is a hundred times cheaper than a signature check.
+        let genuine = ledger.knows(leaf.certificate()) || leaf.certificate().is_signed_by(&self.intermediate);
+        (!genuine).then_some("its signature is not the intermediate's")
     }
 
     /// Refuses what may not be made, before anything is.

@@ -17,7 +17,7 @@ use pkcs8::pkcs5::pbes2;
 use rcgen::{PublicKeyData, SignatureAlgorithm, SigningKey};
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::error::{Error, Result};
 
@@ -179,11 +179,12 @@ impl PrivateKey {
         }
         let mut keys = PrivateKeyDer::pem_slice_iter(pem);
         let key = keys.next().ok_or_else(|| refused("there is no PEM block of a private key"))?;
-        let key = key.map_err(|error| refused(&error.to_string()))?;
+        let mut key = key.map_err(|error| refused(&error.to_string()))?;
         if keys.next().is_some() {
             return Err(refused("there is more than one private key"));
         }
         let der = Zeroizing::new(key.secret_der().to_vec());
+        key.zeroize();
         Self::from_der(&der, origin)
     }
 

@@ -106,7 +106,7 @@ impl Verification<'_> {
                 .verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, &intermediates, time, *usage, revocation, None)
                 .map_err(|error| match error {
                     webpki::Error::CertRevoked => Error::Revoked { subject: leaf.subject().into() },
-                    error => refused(error.to_string()),
+                    error => refused(verdict(&error)),
                 })?;
         }
         for name in self.names {
@@ -116,6 +116,27 @@ impl Verification<'_> {
         }
         Ok(())
     }
+}
+
+/// What the verifier found, in the words of RFC 5280; webpki shows only its own names for it.
+fn verdict(error: &webpki::Error) -> String {
+    use webpki::Error as Found;
+
+    match error {
+        Found::UnknownIssuer => "no trusted root issued it, or a certificate between the two is missing",
+        Found::RequiredEkuNotFoundContext(_) | Found::EmptyEkuExtension => "its extended key usage is another",
+        Found::InvalidSignatureForPublicKey => "a signature is not by the issuer's key",
+        Found::NameConstraintViolation => "a name is outside its issuer's name constraints",
+        Found::PathLenConstraintViolated => "more CAs follow than a path length allows",
+        Found::CaUsedAsEndEntity => "it is a CA, and no leaf",
+        Found::EndEntityUsedAsCa => "an issuer of it is no CA",
+        Found::CertExpired { .. } => "an issuer of it has expired",
+        Found::CertNotValidYet { .. } => "an issuer of it is not valid yet",
+        Found::UnknownRevocationStatus => "no CRL says whether it was revoked",
+        Found::CrlExpired { .. } => "a CRL is past its next update",
+        other => return other.to_string(),
+    }
+    .into()
 }
 
 /// The name as rustls and webpki ask for it.
