@@ -162,7 +162,7 @@ impl<'a> Api<'a> {
             let span = field(item, "span")?;
             let line = span.pointer("/begin/0").unwrap_or(&Value::Null);
             let file = span.get("filename").and_then(Value::as_str).unwrap_or_default();
-            let place = format!("{file}:{line}: {kind} {name}");
+            let place = format!("{file}:{line}: {kind} {name}").trim_end().to_string();
             if kind == "extern_crate" {
                 external.entry((name.into(), Use::Any)).or_default().insert(place);
                 continue;
