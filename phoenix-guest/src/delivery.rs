@@ -728,8 +728,29 @@ fn generation_name() -> Result<String> {
 
 /// Places a pair, has its consumer check and take it, and proves it; or puts back what was there.
 ///
-/// `anchors` are what the handshake trusts, and nothing else is.
+/// When nothing differs it writes nothing, runs nothing and only proves. `anchors` are what the handshake trusts, and
+/// nothing else is; `at` is the time that it judges by.
 ///
+/// ```
+/// use phoenix_guest::{Placement, Rootfs, ensure_pair};
+///
+/// # use phoenix_pki::{Authority, AuthorityParams, LeafParams, Permitted, RootKey, Store};
+/// # let (directory, now) = (tempfile::tempdir()?, time::OffsetDateTime::now_utc());
+/// # let params = AuthorityParams::new("Example", Permitted::parse(["internal.example"])?);
+/// # let params = AuthorityParams { root_key: RootKey::Plain, ..params };
+/// # let authority = Authority::create(&Store::new(directory.path().join("store")), &params, now)?;
+/// # let path = directory.path().join("guest");
+/// # std::fs::create_dir(&path)?;
+/// let guest = Rootfs::new("101", &path)?;
+/// let leaf = authority.ensure(&LeafParams::server(["nginx.internal.example"])?, now)?.leaf;
+/// let anchors = [authority.root().der().clone()];
+/// let placement = Placement::new("/etc/nginx/ssl/nginx.crt".parse()?, "/etc/nginx/ssl/nginx.key".parse()?);
+/// let first = ensure_pair(&guest, &leaf, &placement, &anchors, now)?;
+/// assert_eq!(first.differences[0].to_string(), "/etc/nginx/ssl/nginx.crt is missing");
+/// assert!(!ensure_pair(&guest, &leaf, &placement, &anchors, now)?.changed());
+/// assert!(path.join("etc/nginx/ssl/nginx.crt").is_symlink());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 /// # Errors
 /// [`Error::RolledBack`] when the consumer's check, its reload or the proof failed; the transport's otherwise.
 pub fn ensure_pair(
