@@ -170,6 +170,38 @@ impl Authority {
         Ok(self.make(&lock, &[Due::new(wanted, held.as_ref())], now)?.remove(0))
     }
 
+    /// New certificates with keys of their own, of which the store keeps no copy: for what is handed on at once.
+    ///
+    /// Each is verified, and recorded in the ledger without a label, so it is revoked by its serial number. Many in one
+    /// call open the authority's key once, and use every core.
+    ///
+    /// ```
+    /// # use phoenix_pki::{Authority, AuthorityParams, LeafParams, Permitted, RootKey, Store};
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let (store, now) = (Store::new(directory.path().join("store")), time::OffsetDateTime::now_utc());
+    /// # let params = AuthorityParams::new("Example", Permitted::parse(["internal.example"])?);
+    /// # let params = AuthorityParams { root_key: RootKey::Plain, ..params };
+    /// # let authority = Authority::create(&store, &params, now)?;
+    /// let wanted = LeafParams { lifetime: "24h".parse()?, ..LeafParams::client(["job-17.internal.example"])? };
+    /// let leaf = authority.sign(&[wanted], now)?.remove(0);
+    /// assert!(authority.leaf(leaf.label())?.is_none());
+    /// # Ok::<(), phoenix_pki::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Authority::ensure`]; nothing is made when one of them is refused.
+    pub fn sign(&self, wanted: &[LeafParams], now: OffsetDateTime) -> Result<Vec<Leaf>> {
+        for wanted in wanted {
+            wanted.check()?;
+            self.check_names(&wanted.names)?;
+        }
+        let lock = self.store.lock()?;
+        let leaves = self.sign_all(wanted, |wanted| wanted, now)?;
+        let event = |leaf: &Leaf| Event::Issued(Issued::of(leaf.certificate(), None, None));
+        lock.record(&leaves.iter().map(event).collect::<Vec<_>>())?;
+        Ok(leaves)
+    }
+
     /// The current certificate under a label, when there is one.
     ///
     /// # Errors
@@ -237,21 +269,9 @@ impl Authority {
         }
     }
 
-    /// Signs, proves, records and publishes; the intermediate's key is open no longer than this call.
+    /// Signs, proves, records and publishes.
     fn make(&self, lock: &Lock<'_>, due: &[Due<'_>], now: OffsetDateTime) -> Result<Vec<Leaf>> {
-        let signer = self.intermediate_signer()?;
-        let leaves = in_parallel(due, |due| {
-            let key = PrivateKey::generate(due.wanted.key_type)?;
-            let certificate = signer.leaf(due.wanted, &key, due.wanted.key_type, now)?;
-            let chain = vec![certificate, self.intermediate.clone()];
-            let leaf = Leaf { label: due.wanted.label(), chain, root: self.root.clone(), key };
-            self.prove(&leaf.chain, &leaf.key.public_key(), due.wanted, now)?;
-            Ok(leaf)
-        })?;
-        drop(signer);
-        if let (Some(leaf), Some(due)) = (leaves.first(), due.first()) {
-            self.prove_whole(&leaf.chain, due.wanted, now)?;
-        }
+        let leaves = self.sign_all(due, |due| due.wanted, now)?;
         let events: Vec<Event> = leaves
             .iter()
             .zip(due)
@@ -268,6 +288,30 @@ impl Authority {
             })
             .collect();
         lock.publish(&pairs)?;
+        Ok(leaves)
+    }
+
+    /// Makes keys and certificates and proves them; the intermediate's key is open no longer than this call.
+    fn sign_all<T: Sync>(
+        &self,
+        items: &[T],
+        wanted: impl Fn(&T) -> &LeafParams + Sync,
+        now: OffsetDateTime,
+    ) -> Result<Vec<Leaf>> {
+        let signer = self.intermediate_signer()?;
+        let leaves = in_parallel(items, |item| {
+            let wanted = wanted(item);
+            let key = PrivateKey::generate(wanted.key_type)?;
+            let certificate = signer.leaf(wanted, &key, wanted.key_type, now)?;
+            let chain = vec![certificate, self.intermediate.clone()];
+            let leaf = Leaf { label: wanted.label(), chain, root: self.root.clone(), key };
+            self.prove(&leaf.chain, &leaf.key.public_key(), wanted, now)?;
+            Ok(leaf)
+        })?;
+        drop(signer);
+        if let (Some(leaf), Some(item)) = (leaves.first(), items.first()) {
+            self.prove_whole(&leaf.chain, wanted(item), now)?;
+        }
         Ok(leaves)
     }
 

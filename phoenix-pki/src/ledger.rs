@@ -28,7 +28,7 @@ pub(crate) enum Event {
 pub struct Issued {
     /// Its serial number.
     pub serial: SerialNumber,
-    /// What the store calls it; none for a root, an intermediate or a signed request.
+    /// What the store calls it; none for a root, an intermediate, a signed request or what `sign` made.
     pub label: Option<String>,
     /// Its subject.
     pub subject: String,
