@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::time::Duration;
 
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
@@ -299,29 +298,30 @@ impl Authority {
         now: OffsetDateTime,
     ) -> Result<Vec<Leaf>> {
         let signer = self.intermediate_signer()?;
-        let leaves = in_parallel(items, |item| {
+        in_parallel(items, |item| {
             let wanted = wanted(item);
             let key = PrivateKey::generate(wanted.key_type)?;
             let certificate = signer.leaf(wanted, &key, wanted.key_type, now)?;
             let chain = vec![certificate, self.intermediate.clone()];
             let leaf = Leaf { label: wanted.label(), chain, root: self.root.clone(), key };
-            self.prove(&leaf.chain, &leaf.key.public_key(), wanted, now)?;
+            // The path above them is the same for all: verifying it with the first is enough.
+            let whole = std::ptr::eq(item, &items[0]);
+            self.prove(&leaf.chain, &leaf.key.public_key(), wanted, whole, now)?;
             Ok(leaf)
-        })?;
-        drop(signer);
-        if let (Some(leaf), Some(item)) = (leaves.first(), items.first()) {
-            self.prove_whole(&leaf.chain, wanted(item), now)?;
-        }
-        Ok(leaves)
+        })
     }
 
-    /// Proves a new chain before it leaves memory: the verifier accepts it for every name, now and in its last second,
+    /// Proves a new chain before it leaves memory: the verifier accepts it for every name, up to the root when `whole`,
     /// and the next plan would find nothing due.
+    ///
+    /// It is asked once, about now: the answer holds to the leaf's last second, because the leaf ends with its issuer at
+    /// the latest.
     pub(crate) fn prove(
         &self,
         chain: &[Certificate],
         public_key: &[u8],
         wanted: &LeafParams,
+        whole: bool,
         now: OffsetDateTime,
     ) -> Result<()> {
         let (leaf, issuer) = (&chain[0], &self.intermediate);
@@ -330,35 +330,14 @@ impl Authority {
             let why = format!("it is not what was asked for: {verdict}");
             return Err(Error::Chain { subject: leaf.subject().into(), why });
         }
-        // Where the intermediate binds its leaves as narrowly as the whole path does, verifying up to it is enough:
-        // the path above was verified when the authority was opened, and is once more for each batch.
+        // Where the intermediate binds its leaves as narrowly as the whole path does, verifying up to it is enough.
         let usage = issuer.extended_key_usage();
         let narrow = (self.root.constraints() == (None, None) || self.root.constraints() == issuer.constraints())
             && (usage.is_empty() || ["serverAuth", "clientAuth"].iter().all(|own| usage.iter().any(|it| it == own)));
-        match narrow {
-            true => self.verify_now_and_last(&chain[..1], issuer, wanted, now),
-            false => self.verify_now_and_last(chain, &self.root, wanted, now),
-        }
-    }
-
-    /// Verifies a new chain up to the root.
-    pub(crate) fn prove_whole(&self, chain: &[Certificate], wanted: &LeafParams, now: OffsetDateTime) -> Result<()> {
-        self.verify_now_and_last(chain, &self.root, wanted, now)
-    }
-
-    fn verify_now_and_last(
-        &self,
-        chain: &[Certificate],
-        anchor: &Certificate,
-        wanted: &LeafParams,
-        now: OffsetDateTime,
-    ) -> Result<()> {
+        let (chain, anchor) = if narrow && !whole { (&chain[..1], issuer) } else { (chain, &self.root) };
         let names: Vec<&Name> = wanted.names.iter().collect();
-        let last = chain[0].not_after() - Duration::from_secs(1);
-        [now, last].into_iter().try_for_each(|at| {
-            let asked = Verification { purpose: wanted.profile, names: &names, at, crls: &[] };
-            asked.check(chain, std::slice::from_ref(anchor))
-        })
+        let asked = Verification { purpose: wanted.profile, names: &names, at: now, crls: &[] };
+        asked.check(chain, std::slice::from_ref(anchor))
     }
 
     /// The certificate of a role.
