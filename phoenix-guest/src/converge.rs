@@ -114,6 +114,12 @@ pub fn converge(
         other => other,
     };
     let held = hold(authority.as_ref(), &wanted, options, now, events)?;
+    let crls = match &authority {
+        Some(authority) if !options.dry_run => {
+            Some(authority.refresh_crls(&inventory.authority.params.root_key, now).map_err(pki)?)
+        }
+        _ => None,
+    };
     let run = Run { inventory, authority: authority.as_ref(), held: &held, reach, options, now, events };
     let mut guests = Vec::new();
     for layer in inventory.layers() {
@@ -124,6 +130,7 @@ pub fn converge(
         dry_run: options.dry_run,
         authority_created,
         root: authority.as_ref().map(|authority| authority.root().fingerprint()),
+        crls,
         certificates: inventory.certificates.iter().zip(&held).map(|(entry, held)| held.report(entry)).collect(),
         guests: guests.into_iter().map(|(_, report)| report).collect(),
     })

@@ -264,7 +264,7 @@ impl<'a> Delivery<'a> {
             self.transport.get(path, LONGEST_FILE)?.ok_or_else(|| Error::File {
                 guest: self.transport.guest().into(),
                 attempted: "read",
-                path: path.clone(),
+                path: path.to_string(),
                 source: ErrorKind::NotFound.into(),
             })
         };
@@ -394,7 +394,7 @@ impl<'a> Delivery<'a> {
             None => Ok(()),
             Some(difference) => Err(Error::ReadBack {
                 guest: self.transport.guest().into(),
-                path: self.placement.cert.path.clone(),
+                path: self.placement.cert.path.to_string(),
                 expected: "the pair as it was placed".into(),
                 found: difference.to_string(),
             }),
@@ -454,7 +454,7 @@ impl<'a> Delivery<'a> {
         })();
         Error::RolledBack {
             guest: self.transport.guest().into(),
-            path: self.placement.cert.path.clone(),
+            path: self.placement.cert.path.to_string(),
             source: Box::new(cause),
             rollback: restored.err().map(Box::new),
         }

@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use phoenix_pki::Fingerprint;
 
-use crate::guest::GuestPath;
-
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -65,7 +63,7 @@ pub enum Error {
         /// The verb: `read`, `write`, `link`, `remove`, `observe`.
         attempted: &'static str,
         /// The path in the guest.
-        path: GuestPath,
+        path: String,
         /// The cause.
         #[source]
         source: std::io::Error,
@@ -102,7 +100,7 @@ pub enum Error {
         /// The guest's name.
         guest: String,
         /// The path in the guest.
-        path: GuestPath,
+        path: String,
         /// What was written.
         expected: String,
         /// What was read.
@@ -127,7 +125,7 @@ pub enum Error {
         /// The guest's name.
         guest: String,
         /// The path of the certificate.
-        path: GuestPath,
+        path: String,
         /// Why it was rolled back.
         source: Box<Error>,
         /// What went wrong while rolling back, if anything did.
@@ -151,6 +149,21 @@ pub enum Error {
         /// What is accepted.
         accepted: &'static str,
     },
+}
+
+/// An error and its causes, outermost first.
+pub(crate) fn causes(error: &dyn std::error::Error) -> Vec<String> {
+    let mut causes = vec![error.to_string()];
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        // Some errors hold their cause and say it too.
+        if !causes.last().is_some_and(|said| said.contains(&text)) {
+            causes.push(text);
+        }
+        source = cause.source();
+    }
+    causes
 }
 
 /// A failure on the way back, which has no place in the chain of sources.

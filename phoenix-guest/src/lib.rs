@@ -1,6 +1,9 @@
 //! Certificates into the containers and VMs of a hypervisor: placed, trusted, proven by a handshake.
 #![forbid(unsafe_code)]
 
+mod audit;
+#[cfg(feature = "cli")]
+pub mod cli;
 mod command;
 mod converge;
 mod delivery;
@@ -14,6 +17,7 @@ mod service;
 mod transport;
 mod trust;
 
+pub use audit::{Audited, audit};
 pub use command::{Command, DEADLINE, OUTPUT_LIMIT, Output, printable};
 pub use converge::{Event, Options, Reached, converge, reach};
 pub use delivery::{Delivered, Difference, Placed, Placement, ensure_pair};

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use phoenix_pki::{Fingerprint, Name, Profile, Reason};
+use phoenix_pki::{CrlRefresh, Fingerprint, Name, Profile, Reason};
 use serde::Serialize;
 use time::OffsetDateTime;
 
 use crate::delivery::Difference;
+use crate::error::causes;
 use crate::handshake::Proof;
 use crate::trust::StoreStatus;
 
@@ -36,13 +37,7 @@ pub enum State {
 impl State {
     /// A failure with all its causes.
     pub(crate) fn failed(error: &dyn std::error::Error) -> Self {
-        let mut causes = vec![error.to_string()];
-        let mut source = error.source();
-        while let Some(cause) = source {
-            causes.push(cause.to_string());
-            source = cause.source();
-        }
-        Self::Failed { causes }
+        Self::Failed { causes: causes(error) }
     }
 }
 
@@ -123,6 +118,8 @@ pub struct Report {
     pub authority_created: bool,
     /// The root's fingerprint, once there is one.
     pub root: Option<Fingerprint>,
+    /// What became of the CRLs; a dry run does not look.
+    pub crls: Option<CrlRefresh>,
     /// Every certificate, in the inventory's order.
     pub certificates: Vec<CertificateReport>,
     /// Every guest, in the inventory's order.
@@ -141,6 +138,7 @@ impl Report {
     /// Whether anything was changed, or in a dry run would be.
     pub fn changed(&self) -> bool {
         self.authority_created
+            || self.crls.as_ref().is_some_and(CrlRefresh::changed)
             || self.certificates.iter().any(|certificate| certificate.reason.is_due())
             || self.states().any(|state| matches!(state, State::Changed | State::Due))
     }

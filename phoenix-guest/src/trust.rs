@@ -464,13 +464,23 @@ impl System<'_> {
             gone: Vec::new(),
             foreign: false,
         };
+        // Read only when an anchor is effective without a file of ours: usually there is one, and nothing more to ask.
+        let mut provided = None;
         for (anchor, file) in wanted.iter().zip(&files) {
             let digest = *Fingerprint::of(anchor.pem().as_bytes()).as_bytes();
             let whole = file.link.is_none()
                 && file.file.as_ref().is_some_and(|file| file.digest == digest && placed(self.transport, file));
             let effective = seen.bundle.holds(anchor.fingerprint());
-            let foreign = effective && *file == Observed::MISSING;
-            if !effective {
+            let mut foreign = effective && *file == Observed::MISSING;
+            if foreign {
+                // In the bundle and in no file that it is made from, it would be gone with the next refresh.
+                let provided = match &provided {
+                    Some(provided) => provided,
+                    None => provided.insert(self.provided_by_others()?),
+                };
+                foreign = provided.contains(&anchor.fingerprint());
+            }
+            if !effective && !seen.absent.contains(&anchor) {
                 seen.absent.push(anchor);
             }
             if !whole && !foreign {

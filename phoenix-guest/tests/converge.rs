@@ -125,15 +125,24 @@ fn what_was_changed_by_hand_is_found_and_mended() {
     let damages: [(&str, Box<dyn Fn(&Path)>); 6] = [
         ("a key is gone", Box::new(move |root| fs::remove_file(root.join(key)).unwrap())),
         ("a key is another", Box::new(move |root| fs::write(root.join(key), "other").unwrap())),
-        ("a key is open", Box::new(move |root| {
-            use std::os::unix::fs::PermissionsExt as _;
-            fs::set_permissions(root.join(key), fs::Permissions::from_mode(0o644)).unwrap();
-        })),
+        (
+            "a key is open",
+            Box::new(move |root| {
+                use std::os::unix::fs::PermissionsExt as _;
+                fs::set_permissions(root.join(key), fs::Permissions::from_mode(0o644)).unwrap();
+            }),
+        ),
         ("the generations are gone", Box::new(|root| fs::remove_dir_all(root.join("etc/nginx/ssl/.phoenix")).unwrap())),
-        ("the anchor is gone", Box::new(|root| {
-            fs::remove_dir_all(root.join("usr/local/share/ca-certificates")).unwrap();
-        })),
-        ("the bundle is without it", Box::new(|root| fs::write(root.join("etc/ssl/certs/ca-certificates.crt"), "").unwrap())),
+        (
+            "the anchor is gone",
+            Box::new(|root| {
+                fs::remove_dir_all(root.join("usr/local/share/ca-certificates")).unwrap();
+            }),
+        ),
+        (
+            "the bundle is without it",
+            Box::new(|root| fs::write(root.join("etc/ssl/certs/ca-certificates.crt"), "").unwrap()),
+        ),
     ];
     for (what, damage) in damages {
         damage(&estate.guest("101"));
@@ -166,10 +175,7 @@ fn renewal_revocation_and_new_names_reach_the_guests() {
     let added: Name = "new.internal.thinkheads.ai".parse().unwrap();
     estate.inventory.certificates[1].leaf.names.push(added.clone());
     let widened = estate.run(false, later).unwrap();
-    assert_eq!(
-        widened.certificates[1].reason,
-        Reason::NamesChanged { added: [added].into(), removed: [].into() }
-    );
+    assert_eq!(widened.certificates[1].reason, Reason::NamesChanged { added: [added].into(), removed: [].into() });
     assert!(widened.holds() && !estate.run(false, later).unwrap().changed());
 }
 
@@ -203,7 +209,11 @@ fn one_dead_guest_does_not_stop_the_others() {
     assert!(matches!(guest("102").state, State::Pending { .. }));
     assert!(report.failed() && report.pending() && !report.holds());
     assert!(matches!(guest("1001").state, State::Failed { .. }));
-    assert_eq!(fs::read_dir(estate.directory.path().join("outside")).unwrap().count(), 0, "nothing was written outside");
+    assert_eq!(
+        fs::read_dir(estate.directory.path().join("outside")).unwrap().count(),
+        0,
+        "nothing was written outside"
+    );
     for whole in ["host", "103", "1002"] {
         let guest = guest(whole);
         assert_eq!(guest.trust.as_ref().unwrap().state, State::Changed, "{whole}");
@@ -213,7 +223,12 @@ fn one_dead_guest_does_not_stop_the_others() {
     // The stopped guest starts, the others are repaired: the next run finishes what was left.
     fs::remove_file(estate.guest("1001")).unwrap();
     fs::remove_file(nginx.join("ssl")).unwrap();
-    estate.inventory.guests.iter().filter(|guest| !estate.guest(&guest.id.to_string()).exists()).for_each(|guest| estate.lay_out(guest));
+    estate
+        .inventory
+        .guests
+        .iter()
+        .filter(|guest| !estate.guest(&guest.id.to_string()).exists())
+        .for_each(|guest| estate.lay_out(guest));
     let finished = estate.run(false, NOW).unwrap();
     assert!(finished.holds(), "{:?}", failures(&finished));
 }

@@ -49,13 +49,20 @@ impl Authority {
     /// Opens the authority of a store.
     ///
     /// # Errors
-    /// [`Error::AuthorityMissing`] when there is none, [`Error::AuthorityUnfit`] when its certificates may not serve.
+    /// [`Error::AuthorityMissing`] when there is none, [`Error::Parse`] when its certificates may not serve.
     pub fn open(store: &Store) -> Result<Self> {
         let stored = store.authority()?.ok_or_else(|| Error::AuthorityMissing { store: store.path().to_path_buf() })?;
         let origin = |role| store.authority_file(&stored.generation, role, "crt").display().to_string();
         let root = Certificate::from_pem(&stored.root, &origin(Role::Root))?;
         let intermediate = Certificate::from_pem(&stored.intermediate, &origin(Role::Intermediate))?;
-        fit(&root, &intermediate)?;
+        // Damage is one file's: the error says which.
+        fit(&root, &intermediate).map_err(|error| match error {
+            Error::AuthorityUnfit { role, why, .. } => {
+                let role = if role == Role::Root.name() { Role::Root } else { Role::Intermediate };
+                Error::Parse { origin: origin(role), what: "certificate of an authority", why }
+            }
+            other => other,
+        })?;
         Ok(Self { store: store.clone(), generation: stored.generation, root, intermediate })
     }
 
@@ -237,10 +244,26 @@ impl Authority {
         let Some(leaf) = leaf else {
             return Ok((judge(wanted, &Held::Missing, &self.intermediate, now), None));
         };
+        if let Some(why) = self.damage(&leaf, ledger) {
+            return Ok((judge(wanted, &Held::Damaged(why), &self.intermediate, now), None));
+        }
         let public_key = leaf.key.public_key();
         let revoked = ledger.revocation(leaf.certificate().serial_number()).is_some();
         let held = Held::Pair { certificate: leaf.certificate(), public_key: &public_key, revoked };
         Ok((judge(wanted, &held, &self.intermediate, now), Some(leaf)))
+    }
+
+    /// What is wrong with a leaf that reads as one: a flipped bit shows in the signature alone.
+    fn damage(&self, leaf: &Leaf, ledger: &Ledger) -> Option<&'static str> {
+        if !leaf.certificate().names_issuer(&self.intermediate) {
+            return None;
+        }
+        if leaf.chain[1..] != [self.intermediate.clone()] {
+            return Some("the chain behind it is not the intermediate");
+        }
+        // The ledger's word is a hundred times cheaper than a signature check.
+        let genuine = ledger.knows(leaf.certificate()) || leaf.certificate().is_signed_by(&self.intermediate);
+        (!genuine).then_some("its signature is not the intermediate's")
     }
 
     /// Refuses what may not be made, before anything is.
@@ -301,7 +324,7 @@ impl Authority {
         in_parallel(items, |item| {
             let wanted = wanted(item);
             let key = PrivateKey::generate(wanted.key_type)?;
-            let certificate = signer.leaf(wanted, &key, wanted.key_type, now)?;
+            let certificate = signer.leaf(wanted, &key, now)?;
             let chain = vec![certificate, self.intermediate.clone()];
             let leaf = Leaf { label: wanted.label(), chain, root: self.root.clone(), key };
             // The path above them is the same for all: verifying it with the first is enough.
@@ -489,4 +512,86 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + S
         }
         Ok(all)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::import::Import;
+    use crate::key::KeyType;
+    use crate::profile::{Lifetime, Profile, Renewal};
+
+    const NOW: OffsetDateTime = datetime!(2026-11-21 12:00 UTC);
+
+    fn params(permitted: &[&str]) -> AuthorityParams {
+        let params = AuthorityParams::new("Example", Permitted::parse(permitted).unwrap());
+        AuthorityParams { root_key: RootKey::Plain, ..params }
+    }
+
+    fn store(directory: &tempfile::TempDir) -> Store {
+        Store::new(directory.path().join("store"))
+    }
+
+    #[test]
+    fn a_batch_comes_back_in_order_and_rests() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&store(&directory), &params(&["internal.example"]), NOW).unwrap();
+        let wanted: Vec<LeafParams> = (0..50)
+            .map(|at| {
+                let profile = [Profile::Server, Profile::Client, Profile::Peer][at % 3];
+                let key_type = [KeyType::EcdsaP256, KeyType::Ed25519][at % 2];
+                let names = [format!("h{at}.internal.example"), format!("*.h{at}.internal.example")];
+                LeafParams { key_type, ..LeafParams::new(profile, names).unwrap() }
+            })
+            .collect();
+        let first = authority.ensure_all(&wanted, NOW).unwrap();
+        for (ensured, wanted) in first.iter().zip(&wanted) {
+            assert_eq!((ensured.leaf.label(), &ensured.reason), (wanted.label().as_str(), &Reason::Missing));
+        }
+        let second = authority.ensure_all(&wanted, NOW).unwrap();
+        assert!(second.iter().all(|ensured| !ensured.changed()));
+        let again = authority.issue(&wanted[7], NOW).unwrap();
+        let ledger = authority.store().ledger().unwrap();
+        assert_eq!(ledger.issued().len(), 2 + 50 + 1);
+        assert_eq!(
+            ledger.replaced_by(first[7].leaf.certificate().serial_number()),
+            Some(again.certificate().serial_number())
+        );
+    }
+
+    #[test]
+    fn one_that_is_refused_stops_the_batch_before_anything_is_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&store(&directory), &params(&["internal.example"]), NOW).unwrap();
+        let sound = LeafParams::server(["a.internal.example"]).unwrap();
+        let outside = LeafParams::server(["a.example.com"]).unwrap();
+        let restless = LeafParams {
+            renewal: Renewal::Before(Lifetime::days(90)),
+            ..LeafParams::server(["b.internal.example"]).unwrap()
+        };
+        let refused = |wanted: &[LeafParams]| authority.ensure_all(wanted, NOW).unwrap_err();
+        assert!(matches!(refused(&[sound.clone(), outside]), Error::NotPermitted { .. }));
+        assert!(matches!(refused(&[sound.clone(), restless]), Error::Value { .. }));
+        assert!(matches!(refused(&[sound.clone(), sound.clone()]), Error::LabelTwice { .. }));
+        assert_eq!(authority.plan(&[sound], NOW).unwrap(), [Reason::Missing]);
+        assert_eq!(authority.store().ledger().unwrap().issued().len(), 2);
+    }
+
+    #[test]
+    fn the_narrower_constraints_of_a_root_hold_below_a_wider_intermediate() {
+        let directory = tempfile::tempdir().unwrap();
+        let key = || PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+        let (root_key, intermediate_key) = (key(), key());
+        let root = sign::root(&params(&["a.example"]), &root_key, NOW).unwrap();
+        let signer = Signer::new(root.clone(), root_key, "root").unwrap();
+        let wide = params(&["a.example", "b.example"]);
+        let intermediate = sign::intermediate(&wide, &intermediate_key, &signer, NOW).unwrap();
+        let parts = Import { root, root_key: None, intermediate, intermediate_key };
+        let authority = Authority::import(&store(&directory), parts, &RootKey::Plain, NOW).unwrap();
+        authority.ensure(&LeafParams::server(["www.a.example"]).unwrap(), NOW).unwrap();
+        let outside = authority.ensure(&LeafParams::server(["www.b.example"]).unwrap(), NOW);
+        assert!(matches!(outside, Err(Error::NotPermitted { .. })));
+    }
 }

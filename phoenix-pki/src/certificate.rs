@@ -451,16 +451,21 @@ impl Certificate {
             }
     }
 
-    /// Whether `issuer` issued it: names, key identifiers and the signature itself.
+    /// Whether `issuer` issued it: names, key identifiers and the signature itself, by any algorithm that webpki takes.
     pub fn is_signed_by(&self, issuer: &Self) -> bool {
-        let parsed = X509Certificate::from_der(&self.der);
-        let public_key = SubjectPublicKeyInfo::from_der(&issuer.public_key);
-        match (parsed, public_key) {
-            (Ok((_, parsed)), Ok((_, public_key))) => {
-                self.names_issuer(issuer) && parsed.verify_signature(Some(&public_key)).is_ok()
-            }
-            _ => false,
+        // webpki reads strict DER, also of what stands outside the signed part; x509-parser does not.
+        if !self.names_issuer(issuer) || webpki::EndEntityCert::try_from(&self.der).is_err() {
+            return false;
         }
+        let (Ok((_, signed)), Ok((_, signer))) =
+            (X509Certificate::from_der(&self.der), X509Certificate::from_der(&issuer.der))
+        else {
+            return false;
+        };
+        let (key, signature) = (&signer.public_key().subject_public_key.data, &signed.signature_value.data);
+        webpki::ALL_VERIFICATION_ALGS
+            .iter()
+            .any(|algorithm| algorithm.verify_signature(key, signed.tbs_certificate.as_ref(), signature).is_ok())
     }
 }
 

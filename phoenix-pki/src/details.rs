@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::certificate::Certificate;
 use crate::key::KeyType;
@@ -115,8 +116,8 @@ impl fmt::Display for Details {
             ("Subject", self.subject.clone()),
             ("Issuer", self.issuer.clone()),
             ("Serial", self.serial_colons.clone()),
-            ("Not before", self.not_before.to_string()),
-            ("Not after", self.not_after.to_string()),
+            ("Not before", rfc3339(self.not_before)),
+            ("Not after", rfc3339(self.not_after)),
             ("Names", names),
             ("Key", self.key_type.map_or("of another kind".into(), |kind| kind.to_string())),
             ("Key usage", self.key_usage.join(", ")),
@@ -136,6 +137,10 @@ impl fmt::Display for Details {
         }
         Ok(())
     }
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
 }
 
 /// A certificate's text is its maker's: control characters stay off the terminal.

@@ -27,6 +27,23 @@ impl Authority {
     /// Makes the authority of a store from certificates and keys that exist already. `root_key` says how the root key
     /// rests, when there is one.
     ///
+    /// ```no_run
+    /// use phoenix_pki::{Authority, Certificate, Import, PrivateKey, RootKey, Store};
+    /// use time::OffsetDateTime;
+    ///
+    /// # fn files() -> (Vec<u8>, Vec<u8>, Vec<u8>) { Default::default() }
+    /// let (root, intermediate, key) = files();
+    /// let parts = Import {
+    ///     root: Certificate::from_pem(&root, "root_ca.crt")?,
+    ///     root_key: None,
+    ///     intermediate: Certificate::from_pem(&intermediate, "intermediate_ca.crt")?,
+    ///     intermediate_key: PrivateKey::from_pem(&key, None, "intermediate_ca_key")?,
+    /// };
+    /// let store = Store::new("/var/lib/phoenix");
+    /// Authority::import(&store, parts, &RootKey::Generated, OffsetDateTime::now_utc())?;
+    /// # Ok::<(), phoenix_pki::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::AuthorityExists`]; [`Error::AuthorityUnfit`] when linkage, signature, CA bit, path length or key usage
     /// do not hold, or a subject is encoded as no leaf could name it; [`Error::KeyMismatch`]; [`Error::Time`] when one

@@ -1,5 +1,6 @@
 //! Private keys: generated, read in every usual form, written as PKCS#8, encrypted in the one shape all readers take.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -16,7 +17,7 @@ use pkcs8::pkcs5::pbes2;
 use rcgen::{PublicKeyData, SignatureAlgorithm, SigningKey};
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::error::{Error, Result};
 
@@ -84,7 +85,7 @@ impl FromStr for KeyType {
 pub struct Passphrase(Zeroizing<String>);
 
 impl Passphrase {
-    /// A passphrase of at least one character.
+    /// This text as a passphrase.
     pub fn new(text: impl Into<String>) -> Self {
         Self(Zeroizing::new(text.into()))
     }
@@ -178,11 +179,12 @@ impl PrivateKey {
         }
         let mut keys = PrivateKeyDer::pem_slice_iter(pem);
         let key = keys.next().ok_or_else(|| refused("there is no PEM block of a private key"))?;
-        let key = key.map_err(|error| refused(&error.to_string()))?;
+        let mut key = key.map_err(|error| refused(&error.to_string()))?;
         if keys.next().is_some() {
             return Err(refused("there is more than one private key"));
         }
         let der = Zeroizing::new(key.secret_der().to_vec());
+        key.zeroize();
         Self::from_der(&der, origin)
     }
 
@@ -276,7 +278,7 @@ impl PrivateKey {
 
     /// Its public half as SubjectPublicKeyInfo DER (RFC 5280 §4.1.2.7).
     pub fn public_key(&self) -> Vec<u8> {
-        self.subject_public_key_info()
+        Signing(self).subject_public_key_info()
     }
 }
 
@@ -286,9 +288,12 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-impl PublicKeyData for PrivateKey {
+/// A key as rcgen asks for it, owned or borrowed; the public type implements no foreign trait.
+pub(crate) struct Signing<K>(pub(crate) K);
+
+impl<K: Borrow<PrivateKey>> PublicKeyData for Signing<K> {
     fn der_bytes(&self) -> &[u8] {
-        match &self.pair {
+        match &self.0.borrow().pair {
             Pair::Ecdsa(pair) => pair.public_key().as_ref(),
             Pair::Ed25519(pair) => pair.public_key().as_ref(),
             Pair::Rsa(pair) => pair.public_key().as_ref(),
@@ -296,7 +301,7 @@ impl PublicKeyData for PrivateKey {
     }
 
     fn algorithm(&self) -> &'static SignatureAlgorithm {
-        match self.kind {
+        match self.0.borrow().kind {
             KeyType::EcdsaP256 => &rcgen::PKCS_ECDSA_P256_SHA256,
             KeyType::EcdsaP384 => &rcgen::PKCS_ECDSA_P384_SHA384,
             KeyType::Ed25519 => &rcgen::PKCS_ED25519,
@@ -305,10 +310,10 @@ impl PublicKeyData for PrivateKey {
     }
 }
 
-impl SigningKey for PrivateKey {
+impl<K: Borrow<PrivateKey>> SigningKey for Signing<K> {
     fn sign(&self, message: &[u8]) -> std::result::Result<Vec<u8>, rcgen::Error> {
         let random = SystemRandom::new();
-        match &self.pair {
+        match &self.0.borrow().pair {
             Pair::Ecdsa(pair) => {
                 Ok(pair.sign(&random, message).map_err(|_| rcgen::Error::RemoteKeyError)?.as_ref().to_vec())
             }

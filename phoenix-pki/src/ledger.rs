@@ -1,6 +1,6 @@
 //! The ledger of everything ever issued: one JSON object a line, appended, never rewritten.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -79,6 +79,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     issued: Vec<Issued>,
+    fingerprints: HashSet<String>,
     revoked: HashMap<SerialNumber, (Revocation, OffsetDateTime)>,
     replaced_by: HashMap<SerialNumber, SerialNumber>,
 }
@@ -99,6 +100,7 @@ impl Ledger {
                     if let Some(replaced) = &issued.replaces {
                         ledger.replaced_by.insert(replaced.clone(), issued.serial.clone());
                     }
+                    ledger.fingerprints.insert(issued.fingerprint.clone());
                     ledger.issued.push(issued);
                 }
                 Event::Revoked { serial, reason, at } => {
@@ -112,6 +114,11 @@ impl Ledger {
     /// Everything ever issued, oldest first.
     pub fn issued(&self) -> &[Issued] {
         &self.issued
+    }
+
+    /// Whether this very certificate, to the last bit, was issued here.
+    pub(crate) fn knows(&self, certificate: &Certificate) -> bool {
+        self.fingerprints.contains(&certificate.fingerprint().to_string())
     }
 
     /// Why and when a serial number was revoked, if it was.

@@ -1,6 +1,7 @@
-//! The private PKI of a hypervisor: an authority, its certificates, one store, typed plans.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod audit;
 mod authority;
 mod certificate;
 mod crl;
@@ -20,6 +21,7 @@ mod sign;
 mod store;
 mod verify;
 
+pub use audit::{AuditEntry, AuditKind, Finding, Severity};
 pub use authority::Authority;
 pub use certificate::{Certificate, Fingerprint, SerialNumber};
 pub use crl::{Crl, Revoked};

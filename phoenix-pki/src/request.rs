@@ -33,7 +33,8 @@ impl Request {
     /// Reads the one request of a PEM file and checks its signature: the proof of possession (RFC 2986 §3).
     ///
     /// # Errors
-    /// [`Error::Parse`], also for a wrong signature, a key of a kind that Phoenix does not make, and names that are none.
+    /// [`Error::Parse`], also for a wrong signature and a key of a kind that Phoenix does not make; [`Error::Value`] for
+    /// a name that is none.
     pub fn from_pem(pem: &[u8], origin: &str) -> Result<Self> {
         let refused = |why: String| Error::Parse { origin: origin.into(), what: "certificate request", why };
         let mut all = CertificateSigningRequestDer::pem_slice_iter(pem);
@@ -150,7 +151,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::key::{PrivateKey, pem};
+    use crate::key::{PrivateKey, Signing, pem};
     use crate::name::Permitted;
     use crate::profile::{AuthorityParams, Lifetime, RootKey};
     use crate::store::Store;
@@ -161,7 +162,7 @@ mod tests {
         let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        params.serialize_request(key).unwrap().der().to_vec()
+        params.serialize_request(&Signing(key)).unwrap().der().to_vec()
     }
 
     fn text(der: &[u8]) -> Vec<u8> {
@@ -214,7 +215,7 @@ mod tests {
         assert!(nameless.wanted(Profile::Server).is_err());
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.subject_alt_names = vec![SanType::Rfc822Name("a@internal.example".try_into().unwrap())];
-        let mail = params.serialize_request(&key).unwrap();
+        let mail = params.serialize_request(&Signing(&key)).unwrap();
         assert!(Request::from_pem(&text(mail.der()), "test").unwrap().wanted(Profile::Client).is_err());
     }
 }

@@ -52,6 +52,20 @@ impl Authority {
     /// The intermediate's CRL is written with it. When an intermediate is revoked, [`Authority::refresh_crls`] writes
     /// the root's, for which the root key is needed.
     ///
+    /// ```
+    /// # use phoenix_pki::{Authority, AuthorityParams, LeafParams, Permitted, Revocation, RootKey, Store};
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let (store, now) = (Store::new(directory.path().join("store")), time::OffsetDateTime::now_utc());
+    /// # let params = AuthorityParams::new("Example", Permitted::parse(["internal.example"])?);
+    /// # let authority = Authority::create(&store, &AuthorityParams { root_key: RootKey::Plain, ..params }, now)?;
+    /// let wanted = LeafParams::server(["nginx.internal.example"])?;
+    /// authority.ensure(&wanted, now)?;
+    /// authority.revoke("nginx.internal.example", Revocation::KeyCompromise, now)?;
+    /// assert_eq!(authority.crls()?[0].entries().len(), 1);
+    /// assert_eq!(authority.ensure(&wanted, now)?.reason.to_string(), "revoked");
+    /// # Ok::<(), phoenix_pki::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::NotIssued`] when there is none, [`Error::Value`] for a root, which only trust stores can drop.
     pub fn revoke(&self, wanted: &str, reason: Revocation, now: OffsetDateTime) -> Result<Vec<SerialNumber>> {
@@ -152,9 +166,14 @@ impl Authority {
         let issuer = self.certificate(role);
         // A root from elsewhere may not be one that signs CRLs.
         Ok(issuer.signs_crls()
-            && self.current_crl(role)?.is_none_or(|crl| {
-                crl.is_due(now) || serials(crl.entries()) != serials(&revoked_by(issuer, ledger, now))
-            }))
+            && self
+                .current_crl(role)?
+                .is_none_or(|crl| crl.is_due(now) || !self.crl_is_complete(role, &crl, ledger, now)))
+    }
+
+    /// Whether a CRL says what the ledger says.
+    pub(crate) fn crl_is_complete(&self, role: Role, crl: &Crl, ledger: &Ledger, now: OffsetDateTime) -> bool {
+        serials(crl.entries()) == serials(&revoked_by(self.certificate(role), ledger, now))
     }
 
     /// The CRL of the root or intermediate; `None` when there is none, or one that nobody would accept.

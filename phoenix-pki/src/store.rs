@@ -32,7 +32,7 @@ const LONGEST_FILE: u64 = 1 << 20;
 /// The longest ledger that is read.
 const LONGEST_LEDGER: u64 = 1 << 30;
 
-/// How long another process may hold the lock.
+/// How long another process may hold the lock, unless [`Store::patience`] says otherwise.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// From this many pairs on, two `syncfs` cost less than an `fsync` for each file.
@@ -42,6 +42,7 @@ const BATCH: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Store {
     path: PathBuf,
+    patience: Duration,
 }
 
 /// A pair as it lies in the store.
@@ -83,9 +84,18 @@ impl Role {
 }
 
 impl Store {
-    /// The store at this path, which need not be there yet. Nothing is opened.
+    /// The store at this path, which need not be there yet. Nothing is opened; a relative path is one from the directory
+    /// that is current now.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        let path = path.into();
+        // A slash or dot at the end would put the passphrase file into the store.
+        let path = std::path::absolute(&path).unwrap_or(path).components().collect();
+        Self { path, patience: PATIENCE }
+    }
+
+    /// The same store, with this long to wait for another process that holds its lock; a minute otherwise.
+    pub fn patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Its directory.
@@ -102,7 +112,7 @@ impl Store {
 
     /// Takes the lock that every change needs, and makes the store's directories where they are missing.
     pub(crate) fn lock(&self) -> Result<Lock<'_>> {
-        Ok(Lock { store: self, _file: self.lock_file("lock")? })
+        Ok(Lock { store: self, file: self.lock_file("lock")? })
     }
 
     /// Keeps other runs that deliver from this store out, until the value is dropped. Changes of the store itself have
@@ -116,26 +126,29 @@ impl Store {
 
     /// Locks a file that stays: the kernel gives the lock back when the process ends, however it ends.
     fn lock_file(&self, name: &str) -> Result<File> {
-        if let Some(parent) = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            fs::create_dir_all(parent).map_err(failed("create", parent))?;
+        make_parents(parent(&self.path))?;
+        if make_directory(&self.path)? {
+            sync(parent(&self.path))?;
         }
-        make_directory(&self.path)?;
         let path = self.path.join(name);
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
+            .custom_flags(no_follow())
             .open(&path)
             .map_err(failed("create", &path))?;
         let start = Instant::now();
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
-                Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => {
+                Err(TryLockError::WouldBlock) if start.elapsed() < self.patience => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                Err(TryLockError::WouldBlock) => return Err(Error::Locked { path, seconds: PATIENCE.as_secs() }),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::Locked { path, seconds: self.patience.as_secs() });
+                }
                 Err(TryLockError::Error(source)) => return Err(Error::WriteFile { attempted: "lock", path, source }),
             }
         }
@@ -178,15 +191,46 @@ impl Store {
         read_key(&self.pending_key_path())
     }
 
+    /// The path of the current certificate under a label, with its chain.
+    pub fn certificate_path(&self, label: &str) -> PathBuf {
+        self.path.join("certificates").join(label).join("current").join("cert.pem")
+    }
+
+    /// The path of the current private key under a label.
+    pub fn key_path(&self, label: &str) -> PathBuf {
+        self.certificate_path(label).with_file_name("key.pem")
+    }
+
+    /// The path of the ledger.
+    pub(crate) fn ledger_path(&self) -> PathBuf {
+        self.path.join("ledger.jsonl")
+    }
+
+    /// Whether a generated passphrase lies beside the store.
+    pub(crate) fn has_generated_passphrase(&self) -> bool {
+        self.passphrase_path().symlink_metadata().is_ok()
+    }
+
     /// The current pair under a label, when there is one.
     pub(crate) fn pair(&self, label: &str) -> Result<Option<StoredPair>> {
         let directory = self.path.join("certificates").join(label);
-        let Some(generation) = read_link(&directory.join("current"))? else { return Ok(None) };
-        let directory = directory.join(generation);
-        let (cert, key) = (directory.join("cert.pem"), directory.join("key.pem"));
-        let chain = read_file(&cert, LONGEST_FILE)?.ok_or_else(|| missing(&cert))?;
-        let key = read_key(&key)?.ok_or_else(|| missing(&key))?;
-        Ok(Some(StoredPair { chain, key, origin: cert.display().to_string() }))
+        let current = directory.join("current");
+        let mut last = None;
+        loop {
+            let Some(generation) = read_link(&current)? else { return Ok(None) };
+            let generation = directory.join(generation);
+            let (cert, key) = (generation.join("cert.pem"), generation.join("key.pem"));
+            let chain = read_file(&cert, LONGEST_FILE)?;
+            match (chain, read_key(&key)?) {
+                (Some(chain), Some(key)) => {
+                    return Ok(Some(StoredPair { chain, key, origin: cert.display().to_string() }));
+                }
+                // Two changes since the link was read removed this generation: the link leads elsewhere now.
+                _ if last.as_ref() != Some(&generation) => last = Some(generation),
+                (None, _) => return Err(missing(&cert)),
+                (_, None) => return Err(missing(&key)),
+            }
+        }
     }
 
     /// The labels of all pairs, sorted.
@@ -199,9 +243,15 @@ impl Store {
     /// # Errors
     /// [`Error::ReadFile`], or [`Error::Parse`] naming the line.
     pub fn ledger(&self) -> Result<Ledger> {
-        let path = self.path.join("ledger.jsonl");
-        let bytes = read_file(&path, LONGEST_LEDGER)?.unwrap_or_default();
+        let path = self.ledger_path();
+        let mut bytes = read_file(&path, LONGEST_LEDGER)?.unwrap_or_default();
+        // What a killed run left of a line may end within a character.
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let origin = path.display().to_string();
+        if (bytes.len() - whole) as u64 > LONGEST_FILE {
+            return Err(Error::Parse { origin, what: "ledger", why: "its last line has no end".into() });
+        }
+        bytes.truncate(whole);
         let text = str::from_utf8(&bytes).map_err(|error| Error::Parse {
             origin: origin.clone(),
             what: "ledger",
@@ -252,7 +302,8 @@ pub struct Exclusive {
 /// The store, open for changes: no other process changes it while this value lives.
 pub(crate) struct Lock<'a> {
     store: &'a Store,
-    _file: File,
+    /// Has a length while pairs are published, so that the next holder knows when this one was killed at it.
+    file: File,
 }
 
 impl Lock<'_> {
@@ -309,7 +360,7 @@ impl Lock<'_> {
         let from = self.store.authority_file(generation, Role::Root, "key");
         let key = read_key(&from)?.ok_or_else(|| Error::Sealed { store: self.store.path.clone() })?;
         write_file(to, &key, true)?;
-        sync(to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+        sync(parent(to))?;
         fs::remove_file(&from).map_err(failed("remove", &from))?;
         sync(from.parent().unwrap_or(&self.store.path))
     }
@@ -327,16 +378,21 @@ impl Lock<'_> {
 
     /// Appends to the ledger, and does not return before it is on the disk.
     pub(crate) fn record(&self, events: &[Event]) -> Result<()> {
-        let path = self.store.path.join("ledger.jsonl");
+        let path = self.store.ledger_path();
         let mut file = OpenOptions::new()
             .read(true)
             .append(true)
             .create(true)
             .mode(0o600)
+            .custom_flags(no_follow())
             .open(&path)
             .map_err(failed("create", &path))?;
         let length = file.metadata().map_err(failed("read", &path))?.len();
         let whole = whole_lines(&mut file, length).map_err(failed("read", &path))?;
+        if length - whole > LONGEST_FILE {
+            let (origin, why) = (path.display().to_string(), "its last line has no end".into());
+            return Err(Error::Parse { origin, what: "ledger", why });
+        }
         if whole < length {
             // A killed run left half a line; what it was about was never published.
             file.set_len(whole).map_err(failed("write", &path))?;
@@ -366,8 +422,24 @@ impl Lock<'_> {
     /// Publishes pairs: all files on the disk first, then one rename each.
     pub(crate) fn publish(&self, pairs: &[NewPair]) -> Result<()> {
         let certificates = self.store.path.join("certificates");
-        make_directory(&certificates)?;
-        let batch = pairs.len() >= BATCH;
+        let lock = self.store.path.join("lock");
+        if self.file.metadata().map_err(failed("read", &lock))?.len() > 0 {
+            for label in self.store.labels()? {
+                self.sweep(&certificates.join(label))?;
+            }
+        }
+        self.file.set_len(1).map_err(failed("write", &lock))?;
+        if make_directory(&certificates)? {
+            sync(&self.store.path)?;
+        }
+        // Opened before anything is written: `syncfs` reports the failures since then and no others.
+        let batch = match pairs.len() >= BATCH {
+            true => Some(File::open(&certificates).map_err(failed("sync", &certificates))?),
+            false => None,
+        };
+        let sync_all = |file_system: &File| {
+            rustix::fs::syncfs(file_system).map_err(|error| failed("sync", &certificates)(error.into()))
+        };
         for pair in pairs {
             let directory = certificates.join(&pair.label);
             make_directory(&directory)?;
@@ -375,17 +447,16 @@ impl Lock<'_> {
             let generation = directory.join(hex(pair.serial.as_bytes()));
             remove_tree(&generation)?;
             make_directory(&generation)?;
-            write_file(&generation.join("cert.pem"), pair.chain.as_bytes(), !batch)?;
-            write_file(&generation.join("key.pem"), pair.key.as_bytes(), !batch)?;
-            if !batch {
+            write_file(&generation.join("cert.pem"), pair.chain.as_bytes(), batch.is_none())?;
+            write_file(&generation.join("key.pem"), pair.key.as_bytes(), batch.is_none())?;
+            if batch.is_none() {
                 sync(&generation)?;
                 sync(&directory)?;
             }
         }
-        if batch {
-            sync_file_system(&certificates)?;
-        } else {
-            sync(&certificates)?;
+        match &batch {
+            Some(file_system) => sync_all(file_system)?,
+            None => sync(&certificates)?,
         }
         for pair in pairs {
             let directory = certificates.join(&pair.label);
@@ -394,14 +465,15 @@ impl Lock<'_> {
                 link(&old, &directory.join("previous"))?;
             }
             link(&hex(pair.serial.as_bytes()), &current)?;
-            if !batch {
+            if batch.is_none() {
                 sync(&directory)?;
             }
         }
-        if batch {
-            sync_file_system(&certificates)?;
+        if let Some(file_system) = &batch {
+            sync_all(file_system)?;
         }
-        pairs.iter().try_for_each(|pair| self.sweep(&certificates.join(&pair.label)))
+        pairs.iter().try_for_each(|pair| self.sweep(&certificates.join(&pair.label)))?;
+        self.file.set_len(0).map_err(failed("write", &lock))
     }
 
     /// Removes the generations of a pair that are neither current nor previous, and what a killed run left.
@@ -470,7 +542,7 @@ fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     remove_tree(&staging)?;
     write_file(&staging, bytes, true)?;
     fs::rename(&staging, path).map_err(failed("rename", path))?;
-    sync(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    sync(parent(path))
 }
 
 /// Makes a symlink, replacing one that is there by one rename.
@@ -494,11 +566,10 @@ fn read_link(path: &Path) -> Result<Option<String>> {
         // A generation is one name; anything else would lead out of the store.
         Ok(target) => match target.to_str().filter(|name| !name.contains('/') && !matches!(*name, "" | "." | "..")) {
             Some(name) => Ok(Some(name.into())),
-            None => Err(Error::Parse {
-                origin: path.display().to_string(),
-                what: "generation link",
-                why: format!("it leads to {}", target.display()),
-            }),
+            None => {
+                let why = format!("it leads to {}, which is no generation beside it", target.display());
+                Err(Error::ReadFile { path: path.into(), source: std::io::Error::new(ErrorKind::InvalidData, why) })
+            }
         },
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::ReadFile { path: path.into(), source }),
@@ -520,11 +591,39 @@ fn list(path: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn make_directory(path: &Path) -> Result<()> {
+/// Makes a directory that only its owner may enter; says whether it was missing.
+fn make_directory(path: &Path) -> Result<bool> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        other => other.map_err(failed("create", path)),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
+        other => other.map(|()| true).map_err(failed("create", path)),
     }
+}
+
+/// Makes the directories that lead to a store, which others may enter but not change whatever the umask is.
+fn make_parents(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    make_parents(parent(path))?;
+    match fs::DirBuilder::new().mode(0o755).create(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(failed("create", path)(error)),
+        Ok(()) => sync(parent(path)),
+    }
+}
+
+/// The directory of a path, the current one for a bare name.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => path,
+    }
+}
+
+/// The flag for files that are appended to or held: a link there would lead the writing out of the store.
+fn no_follow() -> i32 {
+    rustix::fs::OFlags::NOFOLLOW.bits().cast_signed()
 }
 
 fn remove_tree(path: &Path) -> Result<()> {
@@ -539,12 +638,6 @@ fn remove_tree(path: &Path) -> Result<()> {
 
 fn sync(directory: &Path) -> Result<()> {
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("sync", directory))
-}
-
-fn sync_file_system(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|directory| rustix::fs::syncfs(directory).map_err(Into::into))
-        .map_err(failed("sync", path))
 }
 
 /// How many bytes of the file are whole lines.

@@ -106,7 +106,7 @@ impl Verification<'_> {
                 .verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, &intermediates, time, *usage, revocation, None)
                 .map_err(|error| match error {
                     webpki::Error::CertRevoked => Error::Revoked { subject: leaf.subject().into() },
-                    error => refused(error.to_string()),
+                    error => refused(verdict(&error)),
                 })?;
         }
         for name in self.names {
@@ -118,6 +118,27 @@ impl Verification<'_> {
     }
 }
 
+/// What the verifier found, in the words of RFC 5280; webpki shows only its own names for it.
+fn verdict(error: &webpki::Error) -> String {
+    use webpki::Error as Found;
+
+    match error {
+        Found::UnknownIssuer => "no trusted root issued it, or a certificate between the two is missing",
+        Found::RequiredEkuNotFoundContext(_) | Found::EmptyEkuExtension => "its extended key usage is another",
+        Found::InvalidSignatureForPublicKey => "a signature is not by the issuer's key",
+        Found::NameConstraintViolation => "a name is outside its issuer's name constraints",
+        Found::PathLenConstraintViolated => "more CAs follow than a path length allows",
+        Found::CaUsedAsEndEntity => "it is a CA, and no leaf",
+        Found::EndEntityUsedAsCa => "an issuer of it is no CA",
+        Found::CertExpired { .. } => "an issuer of it has expired",
+        Found::CertNotValidYet { .. } => "an issuer of it is not valid yet",
+        Found::UnknownRevocationStatus => "no CRL says whether it was revoked",
+        Found::CrlExpired { .. } => "a CRL is past its next update",
+        other => return other.to_string(),
+    }
+    .into()
+}
+
 /// The name as rustls and webpki ask for it.
 fn server_name(name: &Name) -> Result<ServerName<'static>> {
     match name {
@@ -127,5 +148,95 @@ fn server_name(name: &Name) -> Result<ServerName<'static>> {
             value: dns.clone(),
             accepted: "a DNS name or an IP address",
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::key::{KeyType, PrivateKey};
+    use crate::name::Permitted;
+    use crate::profile::{AuthorityParams, LeafParams};
+    use crate::sign::{self, Signer};
+
+    const NOW: OffsetDateTime = datetime!(2026-11-21 12:00 UTC);
+
+    struct Chain {
+        root: Signer,
+        intermediate: Signer,
+    }
+
+    fn chain() -> Chain {
+        let params = AuthorityParams::new("Example", Permitted::parse(["internal.example"]).unwrap());
+        let key = || PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+        let root_key = key();
+        let root = Signer::new(sign::root(&params, &root_key, NOW).unwrap(), root_key, "root").unwrap();
+        let key = key();
+        let intermediate = sign::intermediate(&params, &key, &root, NOW).unwrap();
+        Chain { root, intermediate: Signer::new(intermediate, key, "intermediate").unwrap() }
+    }
+
+    fn leaf(issuer: &Signer, wanted: &LeafParams) -> Certificate {
+        let key = PrivateKey::generate(wanted.key_type).unwrap();
+        issuer.leaf(wanted, &key, NOW).unwrap()
+    }
+
+    #[test]
+    fn a_chain_is_good_for_what_it_says_and_nothing_else() {
+        let (own, other) = (chain(), chain());
+        let (root, stranger) = (own.root.certificate.clone(), other.root.certificate.clone());
+        let leaf = leaf(&own.intermediate, &LeafParams::server(["*.internal.example"]).unwrap());
+        let chain = [leaf.clone(), own.intermediate.certificate.clone()];
+        let name = |text: &str| -> Name { text.parse().unwrap() };
+        let end = leaf.not_after();
+        for (chain, anchor, purpose, asked, at, sound) in [
+            (&chain[..], &root, Profile::Server, "www.internal.example", NOW, true),
+            (&chain[..], &root, Profile::Server, "*.internal.example", NOW, true),
+            (&chain[..], &root, Profile::Server, "www.internal.example", end, true),
+            (&chain[..], &root, Profile::Server, "internal.example", NOW, false),
+            (&chain[..], &root, Profile::Client, "www.internal.example", NOW, false),
+            (&chain[..], &root, Profile::Peer, "www.internal.example", NOW, false),
+            (&chain[..], &stranger, Profile::Server, "www.internal.example", NOW, false),
+            (&chain[..1], &root, Profile::Server, "www.internal.example", NOW, false),
+            (&chain[1..], &root, Profile::Server, "www.internal.example", NOW, false),
+            (&chain[..0], &root, Profile::Server, "www.internal.example", NOW, false),
+            (&chain[..], &root, Profile::Server, "www.internal.example", end + Duration::SECOND, false),
+            (&chain[..], &root, Profile::Server, "www.internal.example", NOW - Duration::hours(2), false),
+        ] {
+            let verdict = verify(chain, std::slice::from_ref(anchor), purpose, Some(&name(asked)), at);
+            assert_eq!(verdict.is_ok(), sound, "{purpose} {asked} {at}: {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn constraints_hold_below_the_root_and_below_the_intermediate_as_anchor() {
+        let own = chain();
+        for outside in ["www.example.com", "10.0.0.1"] {
+            let leaf = leaf(&own.intermediate, &LeafParams::server([outside]).unwrap());
+            let chain = [leaf, own.intermediate.certificate.clone()];
+            for (chain, anchor) in [(&chain[..], &own.root), (&chain[..1], &own.intermediate)] {
+                let anchors = std::slice::from_ref(&anchor.certificate);
+                assert!(verify(chain, anchors, Profile::Server, None, NOW).is_err(), "{outside}");
+            }
+        }
+    }
+
+    #[test]
+    fn asked_about_revocation_every_issuer_must_vouch() {
+        use crate::profile::Lifetime;
+        let own = chain();
+        let leaf = leaf(&own.intermediate, &LeafParams::server(["a.internal.example"]).unwrap());
+        let chain = [leaf, own.intermediate.certificate.clone()];
+        let crl = |signer: &Signer| signer.crl(1, &[], Lifetime::days(7), NOW).unwrap();
+        let check = |crls: &[Crl]| {
+            let asked = Verification { purpose: Profile::Server, names: &[], at: NOW, crls };
+            asked.check(&chain, std::slice::from_ref(&own.root.certificate))
+        };
+        check(&[crl(&own.root), crl(&own.intermediate)]).unwrap();
+        assert!(check(&[crl(&own.intermediate)]).is_err(), "nobody vouches for the intermediate");
+        assert!(check(&[crl(&own.root)]).is_err(), "nobody vouches for the leaf");
     }
 }

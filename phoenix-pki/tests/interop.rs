@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use common::{NOW, has, has_module, params, python, said};
+use common::{NOW, has, has_module, params, python, said, scratch};
 use phoenix_pki::{
     Authority, AuthorityParams, Certificate, KeyType, LeafParams, Name, Passphrase, PrivateKey, Profile, Store, verify,
 };
@@ -59,7 +59,7 @@ impl Case {
 fn cases() -> &'static [Case] {
     static CASES: OnceLock<(tempfile::TempDir, Vec<Case>)> = OnceLock::new();
     let (_, cases) = CASES.get_or_init(|| {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = scratch();
         let cases = KINDS.iter().flat_map(|kind| cases_of(*kind, &directory.path().join(kind.to_string()))).collect();
         (directory, cases)
     });
@@ -113,8 +113,9 @@ fn cases_of(kind: KeyType, directory: &Path) -> Vec<Case> {
 fn outside(authority: &Authority, name: Name) -> Certificate {
     let key = fs::read(authority.store().path().join("authority/current/intermediate.key")).unwrap();
     let key = PrivateKey::from_pem(&key, None, "intermediate.key").unwrap();
+    let key = rcgen::KeyPair::try_from(key.to_der()).unwrap();
     let issuer = rcgen::Issuer::from_ca_cert_der(authority.intermediate().der(), key).unwrap();
-    let own = PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+    let own = rcgen::KeyPair::generate().unwrap();
     let mut leaf = rcgen::CertificateParams::default();
     leaf.distinguished_name = rcgen::DistinguishedName::new();
     leaf.distinguished_name.push(rcgen::DnType::CommonName, name.to_string());
@@ -326,7 +327,7 @@ fn python_and_we_read_each_others_encrypted_keys() {
     if !has_module("python_and_we_read_each_others_encrypted_keys", "cryptography") {
         return;
     }
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let (ours, theirs) = (directory.path().join("ours.pem"), directory.path().join("theirs.pem"));
     let passphrase = Passphrase::new("open sesame");
     for kind in KINDS {

@@ -90,8 +90,7 @@ impl Transport for Local {
 /// group, which is killed at the deadline. Once it has ended, what it left behind in the background is not waited for.
 pub(crate) fn run(guest: &str, command: &Command) -> Result<Output> {
     let start = Instant::now();
-    let failed =
-        |source| Error::File { guest: guest.into(), attempted: "run a program in", path: GuestPath::root(), source };
+    let failed = |source| Error::File { guest: guest.into(), attempted: "run a program in", path: "/".into(), source };
     let mut child = spawn(command).map_err(failed)?;
     match converse(&mut child, command, start) {
         Ok(Some(output)) => Ok(output),

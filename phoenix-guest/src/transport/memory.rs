@@ -114,7 +114,7 @@ impl Memory {
     }
 
     fn failed(&self, attempted: &'static str, path: &GuestPath) -> impl FnOnce(io::Error) -> Error {
-        move |source| Error::File { guest: self.name.clone(), attempted, path: path.clone(), source }
+        move |source| Error::File { guest: self.name.clone(), attempted, path: path.to_string(), source }
     }
 }
 

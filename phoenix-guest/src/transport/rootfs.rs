@@ -54,7 +54,7 @@ impl Rootfs {
         rootfs.open("/", OFlags::PATH | OFlags::DIRECTORY).map_err(|error| Error::File {
             guest: rootfs.name.clone(),
             attempted: "open",
-            path: GuestPath::root(),
+            path: "/".into(),
             source: io::Error::new(error.kind(), format!("{}: {error}", rootfs.root.display())),
         })?;
         Ok(rootfs)
@@ -213,7 +213,7 @@ impl Rootfs {
 
     /// An error with what was attempted on which path.
     fn failed(&self, attempted: &'static str, path: &GuestPath) -> impl FnOnce(io::Error) -> Error {
-        move |source| Error::File { guest: self.name.clone(), attempted, path: path.clone(), source }
+        move |source| Error::File { guest: self.name.clone(), attempted, path: path.to_string(), source }
     }
 }
 
@@ -359,7 +359,7 @@ fn read_back(guest: &str, path: &GuestPath, expected: &Observed, found: &Observe
     if expected == found {
         return Ok(());
     }
-    Err(Error::ReadBack { guest: guest.into(), path: path.clone(), expected: told(expected), found: told(found) })
+    Err(Error::ReadBack { guest: guest.into(), path: path.to_string(), expected: told(expected), found: told(found) })
 }
 
 /// SHA-256 of bytes.

@@ -67,7 +67,11 @@ impl Registry {
                 false => seen.beside.extend(anchors.into_iter().map(|anchor| (path.clone(), whole, anchor))),
             }
         }
-        seen.missing = wanted.iter().filter(|anchor| !seen.holds(anchor.fingerprint())).collect();
+        for anchor in wanted {
+            if !seen.holds(anchor.fingerprint()) && !seen.missing.contains(&anchor) {
+                seen.missing.push(anchor);
+            }
+        }
         seen.only_foreign = wanted
             .iter()
             .any(|anchor| seen.ours().all(|ours| ours != anchor) && seen.foreign.contains(&anchor.fingerprint()));

@@ -20,9 +20,14 @@ pub(crate) fn params() -> AuthorityParams {
     AuthorityParams { root_key: RootKey::Plain, ..AuthorityParams::new("Example Internal", permitted) }
 }
 
+/// A temporary directory in memory where the system has such: what is tested is not the disk's speed.
+pub(crate) fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// A directory with a store and its authority in it.
 pub(crate) fn authority() -> (tempfile::TempDir, Authority) {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let authority = Authority::create(&Store::new(directory.path().join("store")), &params(), NOW).unwrap();
     (directory, authority)
 }
@@ -49,6 +54,19 @@ pub(crate) fn has(test: &str, program: &str) -> bool {
         skip(test, program);
     }
     found
+}
+
+/// Whether system calls can be watched; leaves a record for the test when they cannot.
+pub(crate) fn can_trace(test: &str) -> bool {
+    if !has(test, "strace") {
+        return false;
+    }
+    let works =
+        Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).status().is_ok_and(|done| done.success());
+    if !works {
+        skip(test, "the permission to trace processes");
+    }
+    works
 }
 
 pub(crate) fn is_root() -> bool {
@@ -186,7 +204,7 @@ pub(crate) fn assert_tidy(store: &Store, when: &str) {
 /// The name of the environment variable that makes a test binary do one thing in a process of its own.
 pub(crate) const ACTION: &str = "PHOENIX_TEST_ACTION";
 
-/// This test binary, to run its test `act` in a process of its own with this action and these arguments.
+/// This test binary, to run its test `act_when_asked` in a process of its own with this action and these arguments.
 pub(crate) fn act(action: &str, arguments: &[&Path]) -> Command {
     act_by(&std::env::current_exe().unwrap(), action, arguments)
 }
@@ -194,11 +212,19 @@ pub(crate) fn act(action: &str, arguments: &[&Path]) -> Command {
 /// As [`act`], by a copy of the test binary.
 pub(crate) fn act_by(binary: &Path, action: &str, arguments: &[&Path]) -> Command {
     let mut command = Command::new(binary);
-    command.args(["--exact", "act", "--nocapture", "--test-threads=1", "--quiet"]).env(ACTION, action);
+    command.args(["--exact", "act_when_asked", "--nocapture"]).env(ACTION, action);
     for (at, argument) in arguments.iter().enumerate() {
         command.env(format!("{ACTION}_{at}"), argument);
     }
     command
+}
+
+/// The same command under a shell that sets the umask first.
+pub(crate) fn with_umask(command: &Command, umask: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "umask \"$0\"; exec \"$@\"", umask]).arg(command.get_program()).args(command.get_args());
+    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell
 }
 
 /// The action that this process was started for, if it was.

@@ -1,0 +1,71 @@
+//! `verify`: whether a chain ends in a root, for a name and a purpose, at a time.
+
+use std::path::PathBuf;
+
+use phoenix_pki::{Authority, Certificate, Error, Name, Profile, Verification};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::{HOLDS, Place, Result, Terminal, input, until};
+
+/// Verify a chain, leaf first, by webpki
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// A PEM file with leaf and intermediates, or a DER certificate; - is standard input
+    file: PathBuf,
+    /// The roots to trust, a PEM file; without it the store's, which also knows what was revoked
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["store", "inventory"])]
+    root: Option<PathBuf>,
+    /// A name that it must be good for; may be given again
+    #[arg(long)]
+    name: Vec<Name>,
+    /// What it must be good for [default: what it says of itself]
+    #[arg(long, value_parser = ["server", "client"])]
+    purpose: Option<String>,
+    /// The time asked about, such as 2027-01-31T12:00:00Z [default: now]
+    #[arg(long, value_name = "RFC3339", value_parser = instant)]
+    at: Option<OffsetDateTime>,
+    #[command(flatten)]
+    place: Place,
+}
+
+fn instant(text: &str) -> std::result::Result<OffsetDateTime, String> {
+    OffsetDateTime::parse(text, &Rfc3339).map_err(|error| error.to_string())
+}
+
+pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDateTime) -> Result<u8> {
+    let chain = certificates(&arguments.file)?;
+    let leaf = &chain[0];
+    let anchors = match &arguments.root {
+        Some(file) => certificates(file)?,
+        None => {
+            let (store, _) = arguments.place.find()?;
+            let authority = Authority::open(&store)?;
+            // The ledger is the authority on what was revoked; a CRL is a copy of it that ages.
+            let ledger = store.ledger()?;
+            if chain.iter().any(|certificate| ledger.revocation(certificate.serial_number()).is_some()) {
+                return Err(Error::Revoked { subject: leaf.subject().into() }.into());
+            }
+            vec![authority.root().clone()]
+        }
+    };
+    let purpose = match arguments.purpose.as_deref() {
+        Some("client") => Profile::Client,
+        Some(_) => Profile::Server,
+        None => leaf.profile().unwrap_or_default(),
+    };
+    let names: Vec<&Name> = arguments.name.iter().collect();
+    Verification { purpose, names: &names, at: arguments.at.unwrap_or(now), crls: &[] }.check(&chain, &anchors)?;
+    let end = until(leaf.not_after(), now);
+    terminal.say(&format!("{}: good for {purpose}, until {end}\n", crate::printable(leaf.subject().as_bytes())))?;
+    Ok(HOLDS)
+}
+
+/// The certificates of a PEM file, or the one of a DER file.
+fn certificates(file: &std::path::Path) -> Result<Vec<Certificate>> {
+    let (bytes, origin) = input(file)?;
+    Ok(match bytes.first() {
+        Some(0x30) => vec![Certificate::from_der(&bytes, &origin)?],
+        _ => Certificate::all_from_pem(&bytes, &origin)?,
+    })
+}

@@ -1,0 +1,390 @@
+//! Killed, out of space, broken or cut off from power at any system call: old or new, never half, and the next run converges.
+//!
+//! Every action runs in a process of its own (this binary with an action in its environment) under strace, first to
+//! count its system calls on the store, then once for each of them with a fault there.
+
+mod common;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{NOW, act, action, argument, assert_sound, assert_tidy, can_trace, params, said, scratch, server};
+use phoenix_pki::{
+    Authority, AuthorityParams, Error, LeafParams, Passphrase, PrivateKey, Reason, Revocation, RootKey, Store,
+};
+use time::OffsetDateTime;
+
+const LABEL: &str = "www.internal.example";
+
+/// When the leaf of the preparation is due for renewal.
+fn later() -> OffsetDateTime {
+    NOW + Duration::from_secs(80 * 86_400)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Create,
+    Issue,
+    PublishTwenty,
+    Renew,
+    Revoke,
+}
+
+use Action::{Create, Issue, PublishTwenty, Renew, Revoke};
+
+const ACTIONS: [(Action, &str); 5] =
+    [(Create, "create"), (Issue, "issue"), (PublishTwenty, "publish-twenty"), (Renew, "renew"), (Revoke, "revoke")];
+
+impl Action {
+    fn name(self) -> &'static str {
+        ACTIONS.iter().find(|(action, _)| *action == self).unwrap().1
+    }
+
+    /// The leaves it is about, and the time it runs at.
+    fn wanted(self) -> (Vec<LeafParams>, OffsetDateTime) {
+        match self {
+            Create => (Vec::new(), NOW),
+            Issue | Revoke => (vec![server(LABEL)], NOW),
+            Renew => (vec![server(LABEL)], later()),
+            PublishTwenty => ((0..20).map(|n| server(&format!("host-{n}.internal.example"))).collect(), NOW),
+        }
+    }
+
+    /// What has to be there before it.
+    fn prepare(self, store: &Store) {
+        if self == Create {
+            return;
+        }
+        let authority = Authority::create(store, &params(), NOW).unwrap();
+        if matches!(self, Renew | Revoke) {
+            // With a previous generation, which the renewal removes.
+            authority.issue(&server(LABEL), NOW).unwrap();
+            authority.issue(&server(LABEL), NOW).unwrap();
+        }
+    }
+
+    fn run(self, store: &Store) -> Result<(), Error> {
+        if self == Create {
+            let params = AuthorityParams { root_key: RootKey::Generated, ..params() };
+            return Authority::open_or_create(store, &params, NOW).map(drop);
+        }
+        let authority = Authority::open(store)?;
+        let (wanted, now) = self.wanted();
+        if self == Revoke {
+            return authority.revoke(LABEL, Revocation::KeyCompromise, now).map(drop);
+        }
+        authority.ensure_all(&wanted, now).map(drop)
+    }
+
+    /// Whether it has come to its end and nothing is due.
+    fn is_done(self, store: &Store) -> bool {
+        let Ok(authority) = Authority::open(store) else { return false };
+        let (wanted, now) = self.wanted();
+        let reasons = authority.plan(&wanted, now).unwrap();
+        let due = if self == Revoke { Reason::Revoked } else { Reason::UpToDate };
+        reasons.iter().all(|reason| *reason == due)
+    }
+}
+
+/// Counting system calls wants one thread, so this binary does without the usual harness and answers to its options.
+fn main() {
+    if let Some(name) = action() {
+        let (action, _) = ACTIONS.into_iter().find(|(_, known)| *known == name).unwrap();
+        if let Err(error) = action.run(&Store::new(argument(0)).patience(Duration::from_secs(5))) {
+            eprintln!("ERROR {error}");
+            std::process::exit(1);
+        }
+        return;
+    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let exact = arguments.iter().any(|argument| argument == "--exact");
+    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let wanted = |name: &str| {
+        filters.is_empty() || filters.iter().any(|filter| if exact { name == *filter } else { name.contains(*filter) })
+    };
+    let tests: Vec<_> = TESTS.into_iter().filter(|(name, _)| wanted(name)).collect();
+    if arguments.iter().any(|argument| argument == "--list") {
+        tests.iter().for_each(|(name, _)| println!("{name}: test"));
+        return;
+    }
+    println!("\nrunning {} tests", tests.len());
+    let failed = tests
+        .iter()
+        .filter(|(name, test)| {
+            let result = std::panic::catch_unwind(|| test(name));
+            println!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
+            result.is_err()
+        })
+        .count();
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    println!("\ntest result: {verdict}. {} passed; {failed} failed", tests.len() - failed);
+    if failed > 0 {
+        std::process::exit(101);
+    }
+}
+
+/// A test is given its name, for the record of what was skipped.
+type Test = fn(&str);
+
+const TESTS: [(&str, Test); 10] = [
+    ("a_creation_killed_anywhere_leaves_no_authority_or_a_whole_one", |test| killed_at_every_call(test, Create)),
+    ("an_issue_killed_anywhere_leaves_no_pair_or_a_whole_one", |test| killed_at_every_call(test, Issue)),
+    ("a_batch_killed_anywhere_leaves_whole_pairs", |test| killed_at_every_call(test, PublishTwenty)),
+    ("a_renewal_killed_anywhere_leaves_the_old_pair_or_the_new", |test| killed_at_every_call(test, Renew)),
+    ("a_revocation_killed_anywhere_is_made_by_the_next_run", |test| killed_at_every_call(test, Revoke)),
+    ("a_creation_on_a_failing_disk_says_so", |test| failing_at_every_write(test, Create)),
+    ("an_issue_on_a_failing_disk_says_so", |test| failing_at_every_write(test, Issue)),
+    ("a_batch_on_a_failing_disk_says_so", |test| failing_at_every_write(test, PublishTwenty)),
+    ("a_renewal_on_a_failing_disk_says_so_and_keeps_the_old_pair", |test| failing_at_every_write(test, Renew)),
+    ("a_revocation_on_a_failing_disk_says_so", |test| failing_at_every_write(test, Revoke)),
+];
+
+/// What must hold at any moment, beyond a store that is sound: nothing is published that the ledger does not know.
+fn assert_whole(store: &Store, when: &str) {
+    assert_sound(store, when);
+    let ledger = store.ledger().unwrap_or_else(|error| panic!("{when}: {error}"));
+    let Ok(authority) = Authority::open(store) else { return };
+    let known = |certificate: &phoenix_pki::Certificate| {
+        ledger.issued().iter().any(|issued| issued.serial == *certificate.serial_number())
+    };
+    assert!(known(authority.root()) && known(authority.intermediate()), "{when}: an authority that was not recorded");
+    for label in common::names(&store.path().join("certificates")) {
+        if let Some(leaf) = authority.leaf(&label).unwrap() {
+            assert!(known(leaf.certificate()), "{when}: {label} was published and not recorded");
+        }
+    }
+}
+
+/// The next run comes to the end, and the one after it changes nothing.
+fn assert_converges(action: Action, store: &Store, when: &str) {
+    let store = &store.clone().patience(Duration::ZERO);
+    action.run(store).unwrap_or_else(|error| panic!("{when}: the next run: {error}"));
+    assert!(action.is_done(store), "{when}: the next run left something to do");
+    assert_whole(store, when);
+    if action == Create {
+        // The key that was published opens with the passphrase that was left.
+        let passphrase = fs::read_to_string(store.passphrase_path()).unwrap();
+        let key = fs::read(store.path().join("authority/current/root.key")).unwrap();
+        let key = PrivateKey::from_pem(&key, Some(&Passphrase::new(passphrase.trim())), "root.key").unwrap();
+        assert_eq!(key.public_key(), Authority::open(store).unwrap().root().public_key(), "{when}");
+        let beside = store.path().parent().unwrap();
+        assert_eq!(common::names(beside), ["store", "store.passphrase"], "{when}");
+    }
+    let before = common::tree(store.path());
+    let authority = Authority::open(store).unwrap();
+    let (wanted, now) = action.wanted();
+    if action != Revoke {
+        assert!(authority.ensure_all(&wanted, now).unwrap().iter().all(|ensured| !ensured.changed()), "{when}");
+        assert_eq!(common::tree(store.path()), before, "{when}: a run with nothing to do wrote");
+    }
+    // Whatever the next change is about, it takes away what was left.
+    authority.issue(&server("other.internal.example"), now).unwrap();
+    assert_whole(store, when);
+    assert_tidy(store, when);
+}
+
+/// The system calls that change files, or wait for somebody who does.
+const CALLS: &str = "openat,open,creat,write,writev,pwrite64,fsync,fdatasync,syncfs,rename,renameat,renameat2,link,\
+                     linkat,symlink,symlinkat,mkdir,mkdirat,unlink,unlinkat,rmdir,ftruncate,chmod,fchmod,fchmodat,flock";
+
+/// A system call that the action makes on the store.
+#[derive(Clone, Debug)]
+struct Point {
+    call: String,
+    /// Which of the calls of this name it is, from 1.
+    count: usize,
+    line: String,
+}
+
+impl Point {
+    /// Whether a full or broken disk can make it fail.
+    fn writes(&self) -> bool {
+        match self.call.as_str() {
+            "open" | "openat" => self.line.contains("O_CREAT"),
+            "flock" => false,
+            _ => true,
+        }
+    }
+
+    fn publishes(&self) -> bool {
+        self.call.starts_with("rename") && self.line.split(" = ").next().unwrap().ends_with("/current\")")
+    }
+}
+
+/// A directory of its own with a copy of what the action needs.
+struct Ground {
+    directory: tempfile::TempDir,
+}
+
+impl Ground {
+    fn copy_of(prepared: &Path) -> Self {
+        let directory = scratch();
+        copy(prepared, directory.path());
+        Self { directory }
+    }
+
+    fn store(&self) -> Store {
+        Store::new(self.directory.path().join("store"))
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        let metadata = from.symlink_metadata().unwrap();
+        if metadata.is_dir() {
+            fs::DirBuilder::new().mode(0o700).create(&to).unwrap();
+            copy(&from, &to);
+        } else if metadata.is_symlink() {
+            symlink(fs::read_link(&from).unwrap(), &to).unwrap();
+        } else {
+            fs::copy(&from, &to).unwrap();
+        }
+    }
+}
+
+fn prepared(action: Action) -> tempfile::TempDir {
+    let directory = scratch();
+    action.prepare(&Store::new(directory.path().join("store")));
+    directory
+}
+
+/// Runs the action under strace.
+fn traced(action: Action, store: &Store, options: &[&str]) -> Output {
+    let itself = act(action.name(), &[store.path()]);
+    let mut command = Command::new("strace");
+    // Fewer stops make it faster, but strace 6.1 then sends no signals.
+    let signals = options.iter().any(|option| option.contains(":signal="));
+    command
+        .args(["-f", "-qq"])
+        .args((!signals).then_some("--seccomp-bpf"))
+        .args(options)
+        .arg("--")
+        .arg(itself.get_program());
+    command.args(itself.get_args()).envs(itself.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.output().unwrap()
+}
+
+/// The system calls of an action on its store, in their order.
+fn points(action: Action, prepared: &Path) -> Vec<Point> {
+    let ground = Ground::copy_of(prepared);
+    let path = ground.directory.path().to_str().unwrap();
+    let trace = scratch();
+    let file = trace.path().join("trace");
+    let output =
+        traced(action, &ground.store(), &["-y", "-o", file.to_str().unwrap(), "-e", &format!("trace={CALLS}")]);
+    assert!(output.status.success(), "{action:?}: {}", said(&output));
+    let mut counts: HashMap<(String, String), usize> = HashMap::new();
+    let mut points = Vec::new();
+    let mut processes = Vec::new();
+    for line in fs::read_to_string(&file).unwrap().lines() {
+        let Some((process, line)) = line.split_once(' ') else { continue };
+        let Some((call, _)) = line.trim_start().split_once('(') else { continue };
+        let count = counts.entry((process.into(), call.into())).or_default();
+        *count += 1;
+        if line.contains(path) {
+            processes.push(process.to_string());
+            points.push(Point { call: call.into(), count: *count, line: line.trim_start().into() });
+        }
+    }
+    processes.dedup();
+    assert_eq!(processes.len(), 1, "{action:?} works in one thread, which is what makes the counting sound");
+    assert!(points.len() > 3, "{action:?}: {points:?}");
+    points
+}
+
+/// Does the work for every item, on as many threads as there are processors.
+fn each<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from).min(4) {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    work(item);
+                }
+            });
+        }
+    });
+}
+
+/// Where the links of all pairs lead.
+fn links(store: &Store) -> BTreeMap<String, Option<PathBuf>> {
+    let certificates = store.path().join("certificates");
+    common::names(&certificates)
+        .into_iter()
+        .map(|label| {
+            let link = fs::read_link(certificates.join(&label).join("current")).ok();
+            (label, link)
+        })
+        .filter(|(_, link)| link.is_some())
+        .collect()
+}
+
+fn killed_at_every_call(test: &str, action: Action) {
+    if !can_trace(test) {
+        return;
+    }
+    let prepared = prepared(action);
+    let points = points(action, prepared.path());
+    let before = links(&Store::new(prepared.path().join("store")));
+    let published = points.iter().position(Point::publishes);
+    let indexed: Vec<(usize, &Point)> = points.iter().enumerate().collect();
+    each(&indexed, |(at, point)| {
+        let when = format!("{action:?} killed at {} of {}: {}", at + 1, points.len(), point.line);
+        let ground = Ground::copy_of(prepared.path());
+        let (trace, inject) =
+            (format!("trace={}", point.call), format!("inject={}:signal=KILL:when={}", point.call, point.count));
+        let output = traced(action, &ground.store(), &["-o", "/dev/null", "-e", &trace, "-e", &inject]);
+        assert!(!output.status.success(), "{when}: it lived");
+        let store = ground.store();
+        if store.path().exists() {
+            assert_whole(&store, &when);
+        }
+        if published.is_none_or(|published| *at <= published) {
+            assert_eq!(links(&store), before, "{when}: published before the rename");
+        }
+        assert_converges(action, &store, &when);
+    });
+    println!("{action:?}: killed at {} system calls", points.len());
+}
+
+fn failing_at_every_write(test: &str, action: Action) {
+    if !can_trace(test) {
+        return;
+    }
+    let prepared = prepared(action);
+    let points = points(action, prepared.path());
+    let before = links(&Store::new(prepared.path().join("store")));
+    let published = points.iter().position(Point::publishes);
+    let faults: Vec<(usize, &Point, &str)> = points
+        .iter()
+        .enumerate()
+        .filter(|(_, point)| point.writes())
+        .flat_map(|(at, point)| ["ENOSPC", "EIO"].map(|fault| (at, point, fault)))
+        .collect();
+    each(&faults, |(at, point, fault)| {
+        let when = format!("{action:?} with {fault} at {} of {}: {}", at + 1, points.len(), point.line);
+        let ground = Ground::copy_of(prepared.path());
+        let (trace, inject) =
+            (format!("trace={}", point.call), format!("inject={}:error={fault}:when={}", point.call, point.count));
+        let output = traced(action, &ground.store(), &["-o", "/dev/null", "-e", &trace, "-e", &inject]);
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{when}: {text}");
+        assert!(text.contains("ERROR cannot "), "{when}: {text}");
+        assert!(text.contains(ground.directory.path().to_str().unwrap()), "{when}: no path in {text}");
+        let store = ground.store();
+        if store.path().exists() {
+            assert_whole(&store, &when);
+        }
+        if published.is_none_or(|published| *at <= published) {
+            assert_eq!(links(&store), before, "{when}: the old state changed");
+        }
+        assert_converges(action, &store, &when);
+    });
+    println!("{action:?}: {} failing calls", faults.len());
+}
