@@ -35,6 +35,7 @@ fn act_when_asked() {
             .map(|ensured| assert_eq!(ensured.len(), 10)),
         "issue five" => Authority::open(&store)
             .and_then(|authority| (0..5).try_for_each(|_| authority.issue(&server(LABEL), NOW).map(drop))),
+        "read" => Authority::open(&store).and_then(|authority| authority.leaf(LABEL)).map(|leaf| drop(leaf.unwrap())),
         "hold" => {
             let file = fs::File::options().write(true).open(store.path().join("lock")).unwrap();
             file.lock().unwrap();
@@ -277,6 +278,30 @@ fn who_reads_while_others_issue_sees_whole_pairs() {
     assert!(seen.len() > 1, "the reading and the issuing did not overlap");
     assert_sound(store, "after all");
     assert_tidy(store, "after all");
+}
+
+#[test]
+fn who_reads_slowly_is_not_left_with_a_generation_that_is_gone() {
+    if !can_trace("who_reads_slowly_is_not_left_with_a_generation_that_is_gone") {
+        return;
+    }
+    let (_directory, authority) = authority();
+    let store = authority.store();
+    authority.issue(&server(LABEL), NOW).unwrap();
+    // It waits for a second behind every link that it reads: the authority's and the leaf's.
+    let itself = act("read", &[store.path()]);
+    let mut command = std::process::Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=readlink,readlinkat"]);
+    command.args(["-e", "inject=readlink,readlinkat:delay_exit=1000000"]);
+    command.arg(itself.get_program()).args(itself.get_args());
+    command.envs(itself.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut reader = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let start = std::time::Instant::now();
+    while reader.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_millis(2_500) {
+        authority.issue(&server(LABEL), NOW).unwrap();
+    }
+    let output = reader.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
 }
 
 #[test]
