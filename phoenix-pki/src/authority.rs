@@ -2,80 +2,48 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::time::Duration;
 
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::certificate::{Certificate, SerialNumber};
 use crate::error::{Error, Result};
-use crate::key::{Passphrase, PrivateKey};
+use crate::key::{PrivateKey, is_encrypted};
+use crate::leaf::{Ensured, Leaf};
 use crate::ledger::{Event, Issued, Ledger};
-use crate::name::Permitted;
+use crate::name::{Name, Permitted};
 use crate::plan::{Held, Reason, judge};
-use crate::profile::{AuthorityParams, LeafParams, Revocation, RootKey};
+use crate::profile::{AuthorityParams, INTERMEDIATE_CRL, LeafParams, ROOT_CRL, RootKey};
 use crate::sign::{self, Signer};
 use crate::store::{Lock, NewPair, Role, Store};
-use crate::verify::{is_signed_by, verify};
+use crate::verify::Verification;
 
-/// A leaf with its chain and its private key.
-#[derive(Debug)]
-pub struct Leaf {
-    label: String,
-    chain: Vec<Certificate>,
-    key: PrivateKey,
-}
-
-impl Leaf {
-    /// What the store calls it.
-    pub fn label(&self) -> &str {
-        &self.label
-    }
-
-    /// The leaf certificate.
-    pub fn certificate(&self) -> &Certificate {
-        &self.chain[0]
-    }
-
-    /// Leaf first, then the intermediate; the root is left out.
-    pub fn chain(&self) -> &[Certificate] {
-        &self.chain
-    }
-
-    /// The chain as PEM: what a server's certificate file holds.
-    pub fn chain_pem(&self) -> String {
-        self.chain.iter().map(Certificate::pem).collect()
-    }
-
-    /// Its private key.
-    pub fn key(&self) -> &PrivateKey {
-        &self.key
-    }
-}
-
-/// What `ensure` came to.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Ensured {
-    /// The leaf that is current now.
-    pub leaf: Leaf,
-    /// Why it was made, or that nothing was due.
-    pub reason: Reason,
-}
-
-impl Ensured {
-    /// Whether a new certificate was made.
-    pub fn changed(&self) -> bool {
-        self.reason.is_due()
-    }
-}
+/// The most threads that a batch is spread over.
+const MOST_THREADS: usize = 16;
 
 /// The root and the intermediate of a store, and the verbs that use them.
+///
+/// ```
+/// use phoenix_pki::{Authority, AuthorityParams, LeafParams, Permitted, Store};
+/// use time::OffsetDateTime;
+///
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let path = directory.path().join("phoenix");
+/// let (store, now) = (Store::new(path), OffsetDateTime::now_utc());
+/// let permitted = Permitted::parse(["internal.example", "10.0.0.0/8"])?;
+/// let authority = Authority::open_or_create(&store, &AuthorityParams::new("Example", permitted), now)?;
+/// let wanted = LeafParams::server(["nginx.internal.example", "10.0.0.101"])?;
+/// assert!(authority.ensure(&wanted, now)?.changed());
+/// assert!(!authority.ensure(&wanted, now)?.changed());
+/// # Ok::<(), phoenix_pki::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Authority {
-    store: Store,
-    generation: String,
-    root: Certificate,
-    intermediate: Certificate,
+    pub(crate) store: Store,
+    pub(crate) generation: String,
+    pub(crate) root: Certificate,
+    pub(crate) intermediate: Certificate,
 }
 
 impl Authority {
@@ -88,13 +56,13 @@ impl Authority {
         let origin = |role| store.authority_file(&stored.generation, role, "crt").display().to_string();
         let root = Certificate::from_pem(&stored.root, &origin(Role::Root))?;
         let intermediate = Certificate::from_pem(&stored.intermediate, &origin(Role::Intermediate))?;
-        for (role, certificate) in [(Role::Root, &root), (Role::Intermediate, &intermediate)] {
-            if !is_signed_by(certificate, &root) {
-                let why = "its signature is not the root's".into();
-                return Err(Error::Parse { origin: origin(role), what: "certificate", why });
+        fit(&root, &intermediate).map_err(|error| match error {
+            Error::AuthorityUnfit { role, subject, why } => {
+                let file = origin(if role == Role::Root.name() { Role::Root } else { Role::Intermediate });
+                Error::AuthorityUnfit { role, subject, why: format!("{why} ({file})") }
             }
-        }
-        fit(&root, &intermediate)?;
+            other => other,
+        })?;
         Ok(Self { store: store.clone(), generation: stored.generation, root, intermediate })
     }
 
@@ -104,30 +72,14 @@ impl Authority {
     /// [`Error::AuthorityExists`]; nothing is ever overwritten.
     pub fn create(store: &Store, params: &AuthorityParams, now: OffsetDateTime) -> Result<Self> {
         let lock = store.lock()?;
-        if store.authority()?.is_some() {
-            return Err(Error::AuthorityExists { store: store.path().to_path_buf() });
-        }
-        let root_key = PrivateKey::generate(params.key_type)?;
-        let intermediate_key = PrivateKey::generate(params.key_type)?;
-        let root = sign::root(params, &root_key, now)?;
-        let root_key_pem = match &params.root_key {
-            RootKey::Plain => root_key.to_pem(),
-            RootKey::Generated => root_key.to_encrypted_pem(&lock.generated_passphrase()?)?,
-            RootKey::Encrypted(source) => root_key.to_encrypted_pem(&store.passphrase(source)?)?,
-        };
-        let signer = Signer::new(root.clone(), root_key, "new root")?;
-        let intermediate = sign::intermediate(params, &intermediate_key, &signer, now)?;
-        fit(&root, &intermediate)?;
-        lock.record(&[
-            Event::Issued(Issued::of(&root, None, None)),
-            Event::Issued(Issued::of(&intermediate, None, None)),
-        ])?;
-        lock.create_authority(&[
-            (Role::Root, "crt", root.pem().as_bytes()),
-            (Role::Root, "key", root_key_pem.as_bytes()),
-            (Role::Intermediate, "crt", intermediate.pem().as_bytes()),
-            (Role::Intermediate, "key", intermediate_key.to_pem().as_bytes()),
-        ])?;
+        vacant(store)?;
+        let key = PrivateKey::generate(params.key_type)?;
+        let root = sign::root(params, &key, now)?;
+        let root = Signer::new(root, key, "new root")?;
+        let key = PrivateKey::generate(params.key_type)?;
+        let intermediate = sign::intermediate(params, &key, &root, now)?;
+        let intermediate = Signer::new(intermediate, key, "new intermediate")?;
+        establish(store, &lock, &root.certificate, Some(&root), &intermediate, &params.root_key, now)?;
         drop(lock);
         Self::open(store)
     }
@@ -173,8 +125,7 @@ impl Authority {
     /// [`Error::NotPermitted`], [`Error::LabelTwice`], or the store's.
     pub fn plan(&self, wanted: &[LeafParams], now: OffsetDateTime) -> Result<Vec<Reason>> {
         self.check(wanted)?;
-        let ledger = self.store.ledger()?;
-        wanted.iter().map(|wanted| Ok(self.judge(wanted, &ledger, now)?.0)).collect()
+        Ok(self.judge_all(wanted, now)?.into_iter().map(|(reason, _)| reason).collect())
     }
 
     /// The certificate with these names: the one that is there, or a new one when that is due. Writes nothing otherwise.
@@ -198,8 +149,12 @@ impl Authority {
         let lock = self.store.lock()?;
         // Another process may have been faster.
         let mut judged = self.judge_all(wanted, now)?;
-        let due: Vec<&LeafParams> =
-            wanted.iter().zip(&judged).filter(|(_, (reason, _))| reason.is_due()).map(|(wanted, _)| wanted).collect();
+        let due: Vec<Due<'_>> = wanted
+            .iter()
+            .zip(&judged)
+            .filter(|(_, (reason, _))| reason.is_due())
+            .map(|(wanted, (_, held))| Due::new(wanted, held.as_ref()))
+            .collect();
         let mut made = self.make(&lock, &due, now)?.into_iter();
         for (reason, leaf) in &mut judged {
             if reason.is_due() {
@@ -216,7 +171,9 @@ impl Authority {
     pub fn issue(&self, wanted: &LeafParams, now: OffsetDateTime) -> Result<Leaf> {
         self.check(std::slice::from_ref(wanted))?;
         let lock = self.store.lock()?;
-        Ok(self.make(&lock, &[wanted], now)?.remove(0))
+        // What is there may be damaged; that is no reason not to replace it.
+        let held = self.leaf(&wanted.label()).ok().flatten();
+        Ok(self.make(&lock, &[Due::new(wanted, held.as_ref())], now)?.remove(0))
     }
 
     /// The current certificate under a label, when there is one.
@@ -230,36 +187,6 @@ impl Authority {
         Ok(Some(Leaf { label: label.into(), chain, key }))
     }
 
-    /// Revokes every certificate of this label or serial number that is still valid; says which.
-    ///
-    /// # Errors
-    /// [`Error::NotIssued`] when there is none.
-    pub fn revoke(&self, wanted: &str, reason: Revocation, now: OffsetDateTime) -> Result<Vec<SerialNumber>> {
-        let lock = self.store.lock()?;
-        let ledger = self.store.ledger()?;
-        let serial: Option<SerialNumber> = wanted.parse().ok();
-        let matching: Vec<&Issued> = ledger
-            .issued()
-            .iter()
-            .filter(|issued| issued.label.as_deref() == Some(wanted) || Some(&issued.serial) == serial.as_ref())
-            .filter(|issued| issued.not_after > now)
-            .collect();
-        if matching.is_empty() {
-            return Err(Error::NotIssued { wanted: wanted.into() });
-        }
-        let fresh: Vec<SerialNumber> = matching
-            .into_iter()
-            .map(|issued| issued.serial.clone())
-            .filter(|serial| ledger.revocation(serial).is_none())
-            .collect();
-        let events: Vec<Event> =
-            fresh.iter().map(|serial| Event::Revoked { serial: serial.clone(), reason, at: now }).collect();
-        if !events.is_empty() {
-            lock.record(&events)?;
-        }
-        Ok(fresh)
-    }
-
     /// Moves the root key out of the store to a new file; the intermediate works on.
     ///
     /// # Errors
@@ -270,7 +197,7 @@ impl Authority {
 
     fn judge_all(&self, wanted: &[LeafParams], now: OffsetDateTime) -> Result<Vec<(Reason, Option<Leaf>)>> {
         let ledger = self.store.ledger()?;
-        wanted.iter().map(|wanted| self.judge(wanted, &ledger, now)).collect()
+        in_parallel(wanted, |wanted| self.judge(wanted, &ledger, now))
     }
 
     fn judge(&self, wanted: &LeafParams, ledger: &Ledger, now: OffsetDateTime) -> Result<(Reason, Option<Leaf>)> {
@@ -303,7 +230,7 @@ impl Authority {
             return Some("the chain behind it is not the intermediate");
         }
         // The ledger's word is a hundred times cheaper than a signature check.
-        let genuine = ledger.knows(leaf.certificate()) || is_signed_by(leaf.certificate(), &self.intermediate);
+        let genuine = ledger.knows(leaf.certificate()) || leaf.certificate().is_signed_by(&self.intermediate);
         (!genuine).then_some("its signature is not the intermediate's")
     }
 
@@ -315,36 +242,43 @@ impl Authority {
             if !labels.insert(wanted.label()) {
                 return Err(Error::LabelTwice { label: wanted.label() });
             }
-            if let Some(permitted) = self.permitted()
-                && let Some(name) = wanted.names.iter().find(|name| !permitted.permits(name))
-            {
-                return Err(Error::NotPermitted { name: name.to_string(), permitted: permitted.to_string() });
-            }
+            self.check_names(&wanted.names)?;
         }
         Ok(())
     }
 
-    /// Signs, verifies, records and publishes; the intermediate's key is open no longer than this call.
-    fn make(&self, lock: &Lock<'_>, wanted: &[&LeafParams], now: OffsetDateTime) -> Result<Vec<Leaf>> {
-        let signer = self.signer(Role::Intermediate, None)?;
-        let mut leaves = Vec::with_capacity(wanted.len());
-        for wanted in wanted {
-            let key = PrivateKey::generate(wanted.key_type)?;
-            let certificate = signer.leaf(wanted, &key, wanted.key_type, now)?;
-            let chain = vec![certificate, self.intermediate.clone()];
-            let anchors = std::slice::from_ref(&self.root);
-            verify(&chain, anchors, wanted.profile, wanted.names.first(), now)?;
-            if chain[0].public_key() != key.public_key() {
-                return Err(Error::KeyMismatch { origin: wanted.label() });
+    /// Refuses names outside the constraints of root and intermediate; not every verifier looks at both.
+    pub(crate) fn check_names(&self, names: &[Name]) -> Result<()> {
+        let outside = |name: &&Name| !self.root.may_certify(name) || !self.intermediate.may_certify(name);
+        match names.iter().find(outside) {
+            None => Ok(()),
+            Some(name) => {
+                let permitted = self.permitted().map(Permitted::to_string).unwrap_or_default();
+                Err(Error::NotPermitted { name: name.to_string(), permitted })
             }
-            leaves.push(Leaf { label: wanted.label(), chain, key });
         }
+    }
+
+    /// Signs, proves, records and publishes; the intermediate's key is open no longer than this call.
+    fn make(&self, lock: &Lock<'_>, due: &[Due<'_>], now: OffsetDateTime) -> Result<Vec<Leaf>> {
+        let signer = self.intermediate_signer()?;
+        let leaves = in_parallel(due, |due| {
+            let key = PrivateKey::generate(due.wanted.key_type)?;
+            let certificate = signer.leaf(due.wanted, &key, now)?;
+            let chain = vec![certificate, self.intermediate.clone()];
+            let leaf = Leaf { label: due.wanted.label(), chain, key };
+            self.prove(&leaf.chain, &leaf.key.public_key(), due.wanted, now)?;
+            Ok(leaf)
+        })?;
         drop(signer);
-        let mut events = Vec::with_capacity(leaves.len());
-        for leaf in &leaves {
-            let replaces = self.leaf(&leaf.label).ok().flatten().map(|old| old.certificate().serial_number().clone());
-            events.push(Event::Issued(Issued::of(leaf.certificate(), Some(&leaf.label), replaces)));
+        if let (Some(leaf), Some(due)) = (leaves.first(), due.first()) {
+            self.prove_whole(&leaf.chain, due.wanted, now)?;
         }
+        let events: Vec<Event> = leaves
+            .iter()
+            .zip(due)
+            .map(|(leaf, due)| Event::Issued(Issued::of(leaf.certificate(), Some(&leaf.label), due.replaces.clone())))
+            .collect();
         lock.record(&events)?;
         let pairs: Vec<NewPair> = leaves
             .iter()
@@ -359,21 +293,144 @@ impl Authority {
         Ok(leaves)
     }
 
-    /// Opens the key of the root or the intermediate.
-    fn signer(&self, role: Role, passphrase: Option<&Passphrase>) -> Result<Signer> {
-        let path = self.store.authority_file(&self.generation, role, "key");
-        let pem: Zeroizing<Vec<u8>> = self
-            .store
-            .authority_key(&self.generation, role)?
-            .ok_or_else(|| Error::Sealed { store: self.store.path().to_path_buf() })?;
-        let origin = path.display().to_string();
-        let key = PrivateKey::from_pem(&pem, passphrase, &origin)?;
-        let certificate = match role {
+    /// Proves a new chain before it leaves memory: the verifier accepts it for every name, now and in its last second,
+    /// and the next plan would find nothing due.
+    pub(crate) fn prove(
+        &self,
+        chain: &[Certificate],
+        public_key: &[u8],
+        wanted: &LeafParams,
+        now: OffsetDateTime,
+    ) -> Result<()> {
+        let (leaf, issuer) = (&chain[0], &self.intermediate);
+        let verdict = judge(wanted, &Held::Pair { certificate: leaf, public_key, revoked: false }, issuer, now);
+        if verdict.is_due() || leaf.not_after() > issuer.not_after() {
+            let why = format!("it is not what was asked for: {verdict}");
+            return Err(Error::Chain { subject: leaf.subject().into(), why });
+        }
+        // Where the intermediate binds its leaves as narrowly as the whole path does, verifying up to it is enough:
+        // the path above was verified when the authority was opened, and is once more for each batch.
+        let usage = issuer.extended_key_usage();
+        let narrow = (self.root.constraints() == (None, None) || self.root.constraints() == issuer.constraints())
+            && (usage.is_empty() || ["serverAuth", "clientAuth"].iter().all(|own| usage.iter().any(|it| it == own)));
+        match narrow {
+            true => self.verify_now_and_last(&chain[..1], issuer, wanted, now),
+            false => self.verify_now_and_last(chain, &self.root, wanted, now),
+        }
+    }
+
+    /// Verifies a new chain up to the root.
+    pub(crate) fn prove_whole(&self, chain: &[Certificate], wanted: &LeafParams, now: OffsetDateTime) -> Result<()> {
+        self.verify_now_and_last(chain, &self.root, wanted, now)
+    }
+
+    fn verify_now_and_last(
+        &self,
+        chain: &[Certificate],
+        anchor: &Certificate,
+        wanted: &LeafParams,
+        now: OffsetDateTime,
+    ) -> Result<()> {
+        let names: Vec<&Name> = wanted.names.iter().collect();
+        let last = chain[0].not_after() - Duration::from_secs(1);
+        [now, last].into_iter().try_for_each(|at| {
+            let asked = Verification { purpose: wanted.profile, names: &names, at, crls: &[] };
+            asked.check(chain, std::slice::from_ref(anchor))
+        })
+    }
+
+    /// The certificate of a role.
+    pub(crate) fn certificate(&self, role: Role) -> &Certificate {
+        match role {
             Role::Root => &self.root,
             Role::Intermediate => &self.intermediate,
-        };
-        Signer::new(certificate.clone(), key, &origin)
+        }
     }
+
+    /// Opens the intermediate's key.
+    pub(crate) fn intermediate_signer(&self) -> Result<Signer> {
+        let (pem, origin) = self.key_file(Role::Intermediate)?;
+        Signer::new(self.intermediate.clone(), PrivateKey::from_pem(&pem, None, &origin)?, &origin)
+    }
+
+    /// Opens the root's key, with the passphrase from where `root_key` says, which is wiped with the return.
+    pub(crate) fn root_signer(&self, root_key: &RootKey) -> Result<Signer> {
+        let (pem, origin) = self.key_file(Role::Root)?;
+        let passphrase = match root_key.passphrase_source(&self.store) {
+            Some(source) if is_encrypted(&pem) => Some(self.store.passphrase(&source)?),
+            _ => None,
+        };
+        Signer::new(self.root.clone(), PrivateKey::from_pem(&pem, passphrase.as_ref(), &origin)?, &origin)
+    }
+
+    fn key_file(&self, role: Role) -> Result<(Zeroizing<Vec<u8>>, String)> {
+        let pem = self.store.authority_key(&self.generation, role)?;
+        let pem = pem.ok_or_else(|| Error::Sealed { store: self.store.path().to_path_buf() })?;
+        Ok((pem, self.store.authority_file(&self.generation, role, "key").display().to_string()))
+    }
+}
+
+/// A leaf that is to be made, and what it takes the place of.
+struct Due<'a> {
+    wanted: &'a LeafParams,
+    replaces: Option<SerialNumber>,
+}
+
+impl<'a> Due<'a> {
+    fn new(wanted: &'a LeafParams, held: Option<&Leaf>) -> Self {
+        Self { wanted, replaces: held.map(|leaf| leaf.certificate().serial_number().clone()) }
+    }
+}
+
+/// Refuses a store that holds an authority.
+pub(crate) fn vacant(store: &Store) -> Result<()> {
+    match store.authority()? {
+        None => Ok(()),
+        Some(_) => Err(Error::AuthorityExists { store: store.path().to_path_buf() }),
+    }
+}
+
+/// Checks root and intermediate and puts them in place with their first CRLs. The root key may be elsewhere.
+pub(crate) fn establish(
+    store: &Store,
+    lock: &Lock<'_>,
+    root: &Certificate,
+    root_signer: Option<&Signer>,
+    intermediate: &Signer,
+    root_key: &RootKey,
+    now: OffsetDateTime,
+) -> Result<()> {
+    let below = &intermediate.certificate;
+    fit(root, below)?;
+    for certificate in [root, below] {
+        let (not_before, not_after) = (certificate.not_before(), certificate.not_after());
+        if now < not_before || now > not_after {
+            return Err(Error::Time { subject: certificate.subject().into(), at: now, not_before, not_after });
+        }
+    }
+    let mut files: Vec<(Role, &str, Zeroizing<String>)> = vec![
+        (Role::Root, "crt", root.pem().into()),
+        (Role::Intermediate, "crt", below.pem().into()),
+        (Role::Intermediate, "key", intermediate.key().to_pem()),
+        (Role::Intermediate, "crl", intermediate.crl(1, &[], INTERMEDIATE_CRL, now)?.pem().into()),
+    ];
+    if let Some(signer) = root_signer {
+        files.push((
+            Role::Root,
+            "key",
+            match root_key {
+                RootKey::Plain => signer.key().to_pem(),
+                RootKey::Generated => signer.key().to_encrypted_pem(&lock.generated_passphrase()?)?,
+                RootKey::Encrypted(source) => signer.key().to_encrypted_pem(&store.passphrase(source)?)?,
+            },
+        ));
+        if root.signs_crls() {
+            files.push((Role::Root, "crl", signer.crl(1, &[], ROOT_CRL, now)?.pem().into()));
+        }
+    }
+    lock.record(&[root, below].map(|certificate| Event::Issued(Issued::of(certificate, None, None))))?;
+    let files: Vec<_> = files.iter().map(|(role, extension, text)| (*role, *extension, text.as_bytes())).collect();
+    lock.create_authority(&files)
 }
 
 /// Whether these two may be root and intermediate: what step-ca and OpenSSL would find out too late.
@@ -391,18 +448,126 @@ fn fit(root: &Certificate, intermediate: &Certificate) -> Result<()> {
             return Err(unfit(role, certificate, "its key usage does not allow keyCertSign"));
         }
     }
-    if !root.names_issuer(root) {
+    if !intermediate.signs_crls() {
+        return Err(unfit("intermediate", intermediate, "its key usage does not allow cRLSign"));
+    }
+    if root == intermediate {
+        return Err(unfit("intermediate", intermediate, "it is the root itself"));
+    }
+    if !root.is_signed_by(root) {
         return Err(unfit("root", root, "it is not self-signed"));
     }
     if root.path_length() == Some(0) {
         return Err(unfit("root", root, "its path length allows no intermediate"));
     }
-    if !intermediate.names_issuer(root) {
-        return Err(unfit("intermediate", intermediate, "the root did not issue it"));
+    if !intermediate.is_signed_by(root) {
+        return Err(unfit("intermediate", intermediate, "the root did not sign it"));
     }
     Ok(())
 }
 
 fn collect(judged: Vec<(Reason, Option<Leaf>)>) -> Vec<Ensured> {
     judged.into_iter().filter_map(|(reason, leaf)| leaf.map(|leaf| Ensured { leaf, reason })).collect()
+}
+
+/// Does the work for every item, on as many threads as the machine runs at once.
+fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    if items.len() < 2 {
+        return items.iter().map(work).collect();
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    let work = &work;
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = items
+            .chunks(items.len().div_ceil(threads))
+            .map(|part| scope.spawn(move || part.iter().map(work).collect::<Result<Vec<_>>>()))
+            .collect();
+        let mut all = Vec::with_capacity(items.len());
+        for part in parts {
+            all.extend(part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::import::Import;
+    use crate::key::KeyType;
+    use crate::profile::{Lifetime, Profile, Renewal};
+
+    const NOW: OffsetDateTime = datetime!(2026-11-21 12:00 UTC);
+
+    fn params(permitted: &[&str]) -> AuthorityParams {
+        let params = AuthorityParams::new("Example", Permitted::parse(permitted).unwrap());
+        AuthorityParams { root_key: RootKey::Plain, ..params }
+    }
+
+    fn store(directory: &tempfile::TempDir) -> Store {
+        Store::new(directory.path().join("store"))
+    }
+
+    #[test]
+    fn a_batch_comes_back_in_order_and_rests() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&store(&directory), &params(&["internal.example"]), NOW).unwrap();
+        let wanted: Vec<LeafParams> = (0..50)
+            .map(|at| {
+                let profile = [Profile::Server, Profile::Client, Profile::Peer][at % 3];
+                let key_type = [KeyType::EcdsaP256, KeyType::Ed25519][at % 2];
+                let names = [format!("h{at}.internal.example"), format!("*.h{at}.internal.example")];
+                LeafParams { key_type, ..LeafParams::new(profile, names).unwrap() }
+            })
+            .collect();
+        let first = authority.ensure_all(&wanted, NOW).unwrap();
+        for (ensured, wanted) in first.iter().zip(&wanted) {
+            assert_eq!((ensured.leaf.label(), &ensured.reason), (wanted.label().as_str(), &Reason::Missing));
+        }
+        let second = authority.ensure_all(&wanted, NOW).unwrap();
+        assert!(second.iter().all(|ensured| !ensured.changed()));
+        let again = authority.issue(&wanted[7], NOW).unwrap();
+        let ledger = authority.store().ledger().unwrap();
+        assert_eq!(ledger.issued().len(), 2 + 50 + 1);
+        assert_eq!(
+            ledger.replaced_by(first[7].leaf.certificate().serial_number()),
+            Some(again.certificate().serial_number())
+        );
+    }
+
+    #[test]
+    fn one_that_is_refused_stops_the_batch_before_anything_is_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&store(&directory), &params(&["internal.example"]), NOW).unwrap();
+        let sound = LeafParams::server(["a.internal.example"]).unwrap();
+        let outside = LeafParams::server(["a.example.com"]).unwrap();
+        let restless = LeafParams {
+            renewal: Renewal::Before(Lifetime::days(90)),
+            ..LeafParams::server(["b.internal.example"]).unwrap()
+        };
+        let refused = |wanted: &[LeafParams]| authority.ensure_all(wanted, NOW).unwrap_err();
+        assert!(matches!(refused(&[sound.clone(), outside]), Error::NotPermitted { .. }));
+        assert!(matches!(refused(&[sound.clone(), restless]), Error::Value { .. }));
+        assert!(matches!(refused(&[sound.clone(), sound.clone()]), Error::LabelTwice { .. }));
+        assert_eq!(authority.plan(&[sound], NOW).unwrap(), [Reason::Missing]);
+        assert_eq!(authority.store().ledger().unwrap().issued().len(), 2);
+    }
+
+    #[test]
+    fn the_narrower_constraints_of_a_root_hold_below_a_wider_intermediate() {
+        let directory = tempfile::tempdir().unwrap();
+        let key = || PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+        let (root_key, intermediate_key) = (key(), key());
+        let root = sign::root(&params(&["a.example"]), &root_key, NOW).unwrap();
+        let signer = Signer::new(root.clone(), root_key, "root").unwrap();
+        let wide = params(&["a.example", "b.example"]);
+        let intermediate = sign::intermediate(&wide, &intermediate_key, &signer, NOW).unwrap();
+        let parts = Import { root, root_key: None, intermediate, intermediate_key };
+        let authority = Authority::import(&store(&directory), parts, &RootKey::Plain, NOW).unwrap();
+        authority.ensure(&LeafParams::server(["www.a.example"]).unwrap(), NOW).unwrap();
+        let outside = authority.ensure(&LeafParams::server(["www.b.example"]).unwrap(), NOW);
+        assert!(matches!(outside, Err(Error::NotPermitted { .. })));
+    }
 }

@@ -6,8 +6,9 @@ use std::fmt;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::extensions::{GeneralName, GeneralSubtree, ParsedExtension};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::error::{Error, Result};
 use crate::key::{KeyType, pem};
@@ -153,6 +154,8 @@ pub struct Certificate {
     subject_key_id: Option<Vec<u8>>,
     authority_key_id: Option<Vec<u8>>,
     permitted: Option<Permitted>,
+    excluded: Option<Permitted>,
+    other_names: Vec<String>,
     signature_algorithm: String,
 }
 
@@ -179,13 +182,15 @@ impl Certificate {
             not_after: parsed.validity().not_after.to_datetime(),
             names: BTreeSet::new(),
             public_key: parsed.public_key().raw.to_vec(),
-            key_type: key_type(&parsed),
+            key_type: key_type(parsed.public_key()),
             authority: None,
             key_usage: Vec::new(),
             extended_key_usage: Vec::new(),
             subject_key_id: None,
             authority_key_id: None,
             permitted: None,
+            excluded: None,
+            other_names: Vec::new(),
             signature_algorithm: signature_algorithm(&parsed.signature_algorithm.algorithm.to_id_string()),
         };
         for extension in parsed.extensions() {
@@ -235,7 +240,7 @@ impl Certificate {
                         GeneralName::IPAddress(bytes) => {
                             self.names.insert(Name::Ip(address(bytes).ok_or("an IP address of an odd length")?));
                         }
-                        _ => {}
+                        other => self.other_names.push(other.to_string()),
                     }
                 }
             }
@@ -244,22 +249,8 @@ impl Certificate {
                 self.authority_key_id = id.key_identifier.as_ref().map(|id| id.0.to_vec());
             }
             ParsedExtension::NameConstraints(constraints) => {
-                let mut permitted = Permitted::default();
-                for subtree in constraints.permitted_subtrees.iter().flatten() {
-                    match &subtree.base {
-                        GeneralName::DNSName(domain) => {
-                            permitted.domains.insert(domain.trim_start_matches('.').to_ascii_lowercase());
-                        }
-                        GeneralName::IPAddress(bytes) if matches!(bytes.len(), 8 | 32) => {
-                            let (base, mask) = bytes.split_at(bytes.len() / 2);
-                            let (Some(base), Some(mask)) = (address(base), address(mask)) else { continue };
-                            let network = ipnet::IpNet::with_netmask(base, mask).map_err(|error| error.to_string())?;
-                            permitted.networks.insert(network);
-                        }
-                        _ => {}
-                    }
-                }
-                self.permitted = Some(permitted);
+                self.permitted = constraints.permitted_subtrees.as_deref().map(subtrees).transpose()?;
+                self.excluded = constraints.excluded_subtrees.as_deref().map(subtrees).transpose()?;
             }
             ParsedExtension::ParseError { error } => return Err(format!("an extension does not parse: {error}")),
             _ => {}
@@ -333,6 +324,16 @@ impl Certificate {
         &self.issuer
     }
 
+    /// The DER of its subject.
+    pub(crate) fn raw_subject(&self) -> &[u8] {
+        &self.raw_subject
+    }
+
+    /// The DER of its issuer's subject.
+    pub(crate) fn raw_issuer(&self) -> &[u8] {
+        &self.raw_issuer
+    }
+
     /// Start of its validity.
     pub fn not_before(&self) -> OffsetDateTime {
         self.not_before
@@ -400,9 +401,40 @@ impl Certificate {
         self.authority_key_id.as_deref()
     }
 
-    /// Its name constraints, when it has any.
+    /// Its permitted subtrees, when its name constraints have any.
     pub fn permitted(&self) -> Option<&Permitted> {
         self.permitted.as_ref()
+    }
+
+    /// Its excluded subtrees, when its name constraints have any.
+    pub fn excluded(&self) -> Option<&Permitted> {
+        self.excluded.as_ref()
+    }
+
+    /// Both halves of its name constraints, for comparing.
+    pub(crate) fn constraints(&self) -> (Option<&Permitted>, Option<&Permitted>) {
+        (self.permitted(), self.excluded())
+    }
+
+    /// Whether its name constraints allow this name below it (RFC 5280 §4.2.1.10): in no excluded subtree, and in a
+    /// permitted one when there is any of the name's kind.
+    pub fn may_certify(&self, name: &Name) -> bool {
+        let constrained = |subtrees: &Permitted| match name {
+            Name::Dns(_) => !subtrees.domains.is_empty(),
+            Name::Ip(_) => !subtrees.networks.is_empty(),
+        };
+        !self.excluded.as_ref().is_some_and(|excluded| excluded.permits(name))
+            && self.permitted.as_ref().is_none_or(|permitted| !constrained(permitted) || permitted.permits(name))
+    }
+
+    /// Whether its key usage, if it has any, lets it sign CRLs.
+    pub(crate) fn signs_crls(&self) -> bool {
+        self.key_usage.is_empty() || self.key_usage.contains(&"cRLSign")
+    }
+
+    /// Its subject alternative names that are neither DNS names nor addresses, as text.
+    pub fn other_names(&self) -> &[String] {
+        &self.other_names
     }
 
     /// The algorithm of its signature, such as `ecdsa-with-SHA256`.
@@ -417,6 +449,23 @@ impl Certificate {
                 (Some(wanted), Some(held)) => wanted == held,
                 _ => true,
             }
+    }
+
+    /// Whether `issuer` issued it: names, key identifiers and the signature itself, by any algorithm that webpki takes.
+    pub fn is_signed_by(&self, issuer: &Self) -> bool {
+        // webpki reads strict DER, also of what stands outside the signed part; x509-parser takes damage there.
+        if !self.names_issuer(issuer) || webpki::EndEntityCert::try_from(&self.der).is_err() {
+            return false;
+        }
+        let parsed = X509Certificate::from_der(&self.der);
+        let public_key = SubjectPublicKeyInfo::from_der(&issuer.public_key);
+        match (parsed, public_key) {
+            (Ok((_, parsed)), Ok((_, public_key))) => webpki::ALL_VERIFICATION_ALGS.iter().any(|algorithm| {
+                let (key, signature) = (&public_key.subject_public_key.data, &parsed.signature_value.data);
+                algorithm.verify_signature(key, parsed.tbs_certificate.as_ref(), signature).is_ok()
+            }),
+            _ => false,
+        }
     }
 }
 
@@ -434,7 +483,28 @@ impl fmt::Debug for Certificate {
     }
 }
 
-fn address(bytes: &[u8]) -> Option<std::net::IpAddr> {
+/// The DNS and IP subtrees of a name constraint; an empty domain stands for every name (RFC 5280 §4.2.1.10).
+fn subtrees(subtrees: &[GeneralSubtree<'_>]) -> std::result::Result<Permitted, String> {
+    let mut read = Permitted::default();
+    for subtree in subtrees {
+        match &subtree.base {
+            GeneralName::DNSName(domain) => {
+                read.domains.insert(domain.trim_start_matches('.').to_ascii_lowercase());
+            }
+            GeneralName::IPAddress(bytes) if matches!(bytes.len(), 8 | 32) => {
+                let (base, mask) = bytes.split_at(bytes.len() / 2);
+                let (Some(base), Some(mask)) = (address(base), address(mask)) else { continue };
+                let network = ipnet::IpNet::with_netmask(base, mask).map_err(|error| error.to_string())?;
+                read.networks.insert(network);
+            }
+            _ => {}
+        }
+    }
+    Ok(read)
+}
+
+/// An address from its 4 or 16 bytes.
+pub(crate) fn address(bytes: &[u8]) -> Option<std::net::IpAddr> {
     match bytes.len() {
         4 => <[u8; 4]>::try_from(bytes).ok().map(Into::into),
         16 => <[u8; 16]>::try_from(bytes).ok().map(Into::into),
@@ -442,13 +512,14 @@ fn address(bytes: &[u8]) -> Option<std::net::IpAddr> {
     }
 }
 
-fn key_type(certificate: &X509Certificate<'_>) -> Option<KeyType> {
+/// The kind of a public key, if it is one that Phoenix makes.
+pub(crate) fn key_type(public_key: &SubjectPublicKeyInfo<'_>) -> Option<KeyType> {
     use x509_parser::public_key::PublicKey;
-    let algorithm = &certificate.public_key().algorithm;
+    let algorithm = &public_key.algorithm;
     if algorithm.algorithm.to_id_string() == "1.3.101.112" {
         return Some(KeyType::Ed25519);
     }
-    match certificate.public_key().parsed().ok()? {
+    match public_key.parsed().ok()? {
         PublicKey::RSA(key) => match key.key_size() {
             2048 => Some(KeyType::Rsa2048),
             3072 => Some(KeyType::Rsa3072),

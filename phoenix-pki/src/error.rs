@@ -111,6 +111,12 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
+    /// A certificate, or one above it, was revoked.
+    #[error("certificate {subject:?} or an issuer of it was revoked")]
+    Revoked {
+        /// The subject of the leaf.
+        subject: String,
+    },
     /// The root key is not in the store.
     #[error("the root key is sealed: it left the store {}", store.display())]
     Sealed {

@@ -1,5 +1,6 @@
 //! Private keys: generated, read in every usual form, written as PKCS#8, encrypted in the one shape all readers take.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -84,7 +85,7 @@ impl FromStr for KeyType {
 pub struct Passphrase(Zeroizing<String>);
 
 impl Passphrase {
-    /// A passphrase of at least one character.
+    /// This text as a passphrase.
     pub fn new(text: impl Into<String>) -> Self {
         Self(Zeroizing::new(text.into()))
     }
@@ -124,7 +125,7 @@ enum Pair {
 }
 
 /// Iterations of PBKDF2, as step and the OWASP advice of 2023 have it.
-const ITERATIONS: u32 = 600_000;
+pub(crate) const ITERATIONS: u32 = 600_000;
 
 impl PrivateKey {
     /// A new key from the system's random numbers.
@@ -171,7 +172,7 @@ impl PrivateKey {
     pub fn from_pem(pem: &[u8], passphrase: Option<&Passphrase>, origin: &str) -> Result<Self> {
         let refused = |why: &str| Error::Parse { origin: origin.into(), what: "private key", why: why.into() };
         let text = std::str::from_utf8(pem).map_err(|_| refused("it is not text"))?;
-        if text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") {
+        if is_encrypted(pem) {
             let (_, document) =
                 pkcs8::SecretDocument::from_pem(text.trim()).map_err(|error| refused(&error.to_string()))?;
             return Self::from_encrypted_der(document.as_bytes(), passphrase, origin);
@@ -277,7 +278,7 @@ impl PrivateKey {
 
     /// Its public half as SubjectPublicKeyInfo DER (RFC 5280 §4.1.2.7).
     pub fn public_key(&self) -> Vec<u8> {
-        self.subject_public_key_info()
+        Signing(self).subject_public_key_info()
     }
 }
 
@@ -287,9 +288,12 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-impl PublicKeyData for PrivateKey {
+/// A key as rcgen asks for it, owned or borrowed; the public type implements no foreign trait.
+pub(crate) struct Signing<K>(pub(crate) K);
+
+impl<K: Borrow<PrivateKey>> PublicKeyData for Signing<K> {
     fn der_bytes(&self) -> &[u8] {
-        match &self.pair {
+        match &self.0.borrow().pair {
             Pair::Ecdsa(pair) => pair.public_key().as_ref(),
             Pair::Ed25519(pair) => pair.public_key().as_ref(),
             Pair::Rsa(pair) => pair.public_key().as_ref(),
@@ -297,7 +301,7 @@ impl PublicKeyData for PrivateKey {
     }
 
     fn algorithm(&self) -> &'static SignatureAlgorithm {
-        match self.kind {
+        match self.0.borrow().kind {
             KeyType::EcdsaP256 => &rcgen::PKCS_ECDSA_P256_SHA256,
             KeyType::EcdsaP384 => &rcgen::PKCS_ECDSA_P384_SHA384,
             KeyType::Ed25519 => &rcgen::PKCS_ED25519,
@@ -306,10 +310,10 @@ impl PublicKeyData for PrivateKey {
     }
 }
 
-impl SigningKey for PrivateKey {
+impl<K: Borrow<PrivateKey>> SigningKey for Signing<K> {
     fn sign(&self, message: &[u8]) -> std::result::Result<Vec<u8>, rcgen::Error> {
         let random = SystemRandom::new();
-        match &self.pair {
+        match &self.0.borrow().pair {
             Pair::Ecdsa(pair) => {
                 Ok(pair.sign(&random, message).map_err(|_| rcgen::Error::RemoteKeyError)?.as_ref().to_vec())
             }
@@ -322,6 +326,11 @@ impl SigningKey for PrivateKey {
             }
         }
     }
+}
+
+/// Whether a PEM file holds an encrypted key (RFC 7468 §11).
+pub(crate) fn is_encrypted(pem: &[u8]) -> bool {
+    str::from_utf8(pem).is_ok_and(|text| text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----"))
 }
 
 /// PEM of 64 columns with a final newline (RFC 7468).

@@ -197,9 +197,9 @@ impl Permitted {
     }
 }
 
-/// Whether `host` is `domain` or lies below it.
+/// Whether `host` is `domain` or lies below it; everything lies below the empty one.
 fn below(host: &str, domain: &str) -> bool {
-    host == domain || host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
+    domain.is_empty() || host == domain || host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
 }
 
 impl fmt::Display for Permitted {

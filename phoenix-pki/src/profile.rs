@@ -136,8 +136,26 @@ impl FromStr for Renewal {
     }
 }
 
+impl std::fmt::Display for Renewal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Share(percent) => write!(f, "{percent}%"),
+            Self::Before(span) => write!(f, "{span}"),
+        }
+    }
+}
+
 /// How long before `now` a new certificate's validity begins, for guests whose clocks are behind.
 pub const BACKDATE: Duration = Duration::from_secs(3_600);
+
+/// How long a CRL of the intermediate holds; it is made anew when half of that is over.
+pub const INTERMEDIATE_CRL: Lifetime = Lifetime::days(7);
+
+/// How long a CRL of the root holds; it is made anew when half of that is over and the root key is at hand.
+pub const ROOT_CRL: Lifetime = Lifetime::days(365);
+
+/// The least a leaf may live.
+pub const SHORTEST_LEAF: Lifetime = Lifetime(Duration::from_secs(60));
 
 /// The most a leaf may live: Apple's bound for certificates of any authority (support document 103769).
 pub const LONGEST_LEAF: Lifetime = Lifetime::days(825);
@@ -249,6 +267,23 @@ impl LeafParams {
             let accepted = "a leaf lives at most 825d: clients refuse longer ones";
             return Err(Error::Value { what: "lifetime", value: self.lifetime.to_string(), accepted });
         }
+        if self.lifetime < SHORTEST_LEAF {
+            let accepted = "a leaf lives at least 60s";
+            return Err(Error::Value { what: "lifetime", value: self.lifetime.to_string(), accepted });
+        }
+        // One that is due from its first second on would be made anew in every run.
+        let (life, backdated) = (self.lifetime.duration().as_secs(), BACKDATE.as_secs());
+        let rests = match self.renewal {
+            Renewal::Share(percent) => {
+                matches!(percent, 1..=99) && (life + backdated) * u64::from(percent) / 100 > backdated
+            }
+            Renewal::Before(span) => span.duration().as_secs() + 1 < life,
+        };
+        if !rests {
+            let value = format!("{} of {}", self.renewal, self.lifetime);
+            let accepted = "a new certificate would be due at once; renew later in its life, or let it live longer";
+            return Err(Error::Value { what: "renewal", value, accepted });
+        }
         Ok(())
     }
 }
@@ -344,5 +379,66 @@ impl FromStr for Revocation {
                 });
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_written_with_one_unit() {
+        for (text, seconds) in [("90s", 90), ("15m", 900), ("24h", 86_400), ("90d", 7_776_000), ("2y", 63_072_000)] {
+            assert_eq!(text.parse::<Lifetime>().unwrap().duration().as_secs(), seconds);
+        }
+        assert_eq!(Lifetime::hours(24).to_string(), "1d");
+        for text in ["", "d", "0d", "-1d", "1.5d", "90", "90 d", "1w", "101y", "99999999999999999999d", "1d2h", "1é"] {
+            assert!(text.parse::<Lifetime>().is_err(), "{text:?} was accepted");
+        }
+        assert_eq!("75%".parse::<Renewal>().unwrap(), Renewal::Share(75));
+        assert_eq!("12h".parse::<Renewal>().unwrap(), Renewal::Before(Lifetime::hours(12)));
+        for text in ["0%", "100%", "256%", "%", "x"] {
+            assert!(text.parse::<Renewal>().is_err(), "{text:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn what_would_never_rest_is_refused() {
+        for (lifetime, renewal, sound) in [
+            ("90d", "66%", true),
+            ("24h", "66%", true),
+            ("1h", "66%", true),
+            ("60s", "12h", false),
+            // A minute of life behind an hour of backdating: two thirds of it are over before it begins.
+            ("60s", "66%", false),
+            ("60s", "99%", true),
+            ("60s", "30s", true),
+            ("59s", "1s", false),
+            ("24h", "24h", false),
+            ("24h", "86399s", false),
+            ("24h", "86398s", true),
+            ("24h", "2d", false),
+            ("825d", "1%", true),
+            ("826d", "66%", false),
+        ] {
+            let wanted = LeafParams {
+                lifetime: lifetime.parse().unwrap(),
+                renewal: renewal.parse().unwrap(),
+                ..LeafParams::server(["a.internal.example"]).unwrap()
+            };
+            assert_eq!(wanted.check().is_ok(), sound, "{renewal} of {lifetime}");
+        }
+    }
+
+    #[test]
+    fn labels_are_safe_file_names() {
+        let label = |names: &[&str], profile| LeafParams::new(profile, names).unwrap().label();
+        assert_eq!(label(&["*.internal.example"], Profile::Server), "_wildcard.internal.example");
+        assert_eq!(label(&["gateway"], Profile::Client), "gateway+client");
+        assert_eq!(label(&["fd00::1"], Profile::Server), "fd00::1");
+        for name in ["", ".", "..", "../x", "a/b", "-rf", "a b", "a\nb"] {
+            let wanted = LeafParams { name: Some(name.into()), ..LeafParams::server(["a"]).unwrap() };
+            assert!(wanted.check().is_err(), "{name:?} was accepted");
+        }
     }
 }

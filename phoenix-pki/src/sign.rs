@@ -1,17 +1,19 @@
 //! Signing: roots, intermediates, leaves and CRLs from parameters, keys and the time. Reads and writes nothing.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyUsagePurpose, NameConstraints,
-    RevocationReason, RevokedCertParams, SanType,
+    RevocationReason, RevokedCertParams, SanType, SubjectPublicKeyInfo,
 };
 use time::OffsetDateTime;
 
-use crate::certificate::{Certificate, Fingerprint, SerialNumber};
+use crate::certificate::{Certificate, Fingerprint};
+use crate::crl::{Crl, Revoked};
 use crate::error::{Error, Result};
-use crate::key::{KeyType, PrivateKey, pem, random};
+use crate::key::{KeyType, PrivateKey, Signing, pem, random};
 use crate::name::{Name, Permitted};
 use crate::profile::{AuthorityParams, BACKDATE, LeafParams, Lifetime, Profile, Revocation};
 
@@ -19,7 +21,7 @@ use crate::profile::{AuthorityParams, BACKDATE, LeafParams, Lifetime, Profile, R
 pub(crate) fn root(params: &AuthorityParams, key: &PrivateKey, now: OffsetDateTime) -> Result<Certificate> {
     let mut root = authority(params, "Root", key, &params.permitted, 1);
     validity(&mut root, now, params.root_lifetime, None)?;
-    let issued = root.self_signed(key).map_err(failed("sign a root"))?;
+    let issued = root.self_signed(&Signing(key)).map_err(failed("sign a root"))?;
     Certificate::from_der(issued.der(), "new root")
 }
 
@@ -33,7 +35,7 @@ pub(crate) fn intermediate(
     let mut intermediate = authority(params, "Intermediate", key, &params.permitted, 0);
     intermediate.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     validity(&mut intermediate, now, params.intermediate_lifetime, Some(&root.certificate))?;
-    let issued = intermediate.signed_by(key, &root.issuer).map_err(failed("sign an intermediate"))?;
+    let issued = intermediate.signed_by(&Signing(key), &root.issuer).map_err(failed("sign an intermediate"))?;
     Certificate::from_der(issued.der(), "new intermediate")
 }
 
@@ -43,14 +45,14 @@ pub(crate) fn intermediate_request(params: &AuthorityParams, key: &PrivateKey) -
     request.distinguished_name = subject(params, "Intermediate", key);
     request.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     request.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let request = request.serialize_request(key).map_err(failed("sign a request"))?;
+    let request = request.serialize_request(&Signing(key)).map_err(failed("sign a request"))?;
     Ok(pem("CERTIFICATE REQUEST", request.der()).to_string())
 }
 
 /// A certificate with the key that signs in its name, open for as long as this value lives.
 pub(crate) struct Signer {
     pub(crate) certificate: Certificate,
-    issuer: Issuer<'static, PrivateKey>,
+    issuer: Issuer<'static, Signing<PrivateKey>>,
 }
 
 impl Signer {
@@ -62,16 +64,18 @@ impl Signer {
         if certificate.public_key() != key.public_key() {
             return Err(Error::KeyMismatch { origin: origin.into() });
         }
-        let issuer = Issuer::from_ca_cert_der(certificate.der(), key).map_err(|error| Error::AuthorityUnfit {
-            role: "issuing",
-            subject: certificate.subject().into(),
-            why: error.to_string(),
+        let issuer = Issuer::from_ca_cert_der(certificate.der(), Signing(key)).map_err(|error| {
+            Error::AuthorityUnfit { role: "issuing", subject: certificate.subject().into(), why: error.to_string() }
         })?;
         Ok(Self { certificate, issuer })
     }
 
-    /// A leaf for this public key, SubjectPublicKeyInfo or private key.
-    pub(crate) fn leaf(
+    /// A leaf for this key.
+    pub(crate) fn leaf(&self, params: &LeafParams, key: &PrivateKey, now: OffsetDateTime) -> Result<Certificate> {
+        self.issue(params, &Signing(key), key.key_type(), now)
+    }
+
+    fn issue(
         &self,
         params: &LeafParams,
         key: &impl rcgen::PublicKeyData,
@@ -84,8 +88,10 @@ impl Signer {
         if let Some(name) = common_name(&params.names) {
             leaf.distinguished_name.push(DnType::CommonName, name);
         }
-        leaf.serial_number = Some(serial()?);
-        leaf.subject_alt_names = params.names.iter().map(san).collect::<Result<_>>()?;
+        // In the order given, each once.
+        let mut names = HashSet::new();
+        leaf.subject_alt_names =
+            params.names.iter().filter(|name| names.insert(*name)).map(san).collect::<Result<_>>()?;
         leaf.is_ca = IsCa::ExplicitNoCa;
         leaf.use_authority_key_identifier_extension = true;
         leaf.key_identifier_method = key_id(key);
@@ -103,14 +109,19 @@ impl Signer {
         Certificate::from_der(issued.der(), "new leaf")
     }
 
-    /// A CRL with these entries (RFC 5280 §5), as PEM.
-    pub(crate) fn crl(
-        &self,
-        number: u64,
-        revoked: &[Revoked],
-        now: OffsetDateTime,
-        lifetime: Lifetime,
-    ) -> Result<String> {
+    /// A leaf for a public key that somebody else holds the private half of, SubjectPublicKeyInfo DER.
+    pub(crate) fn leaf_for(&self, params: &LeafParams, public_key: &[u8], now: OffsetDateTime) -> Result<Certificate> {
+        let key = SubjectPublicKeyInfo::from_der(public_key).map_err(failed("read a public key"))?;
+        self.issue(params, &key, params.key_type, now)
+    }
+
+    /// The key, for encrypting it.
+    pub(crate) fn key(&self) -> &PrivateKey {
+        &self.issuer.key().0
+    }
+
+    /// A CRL with these entries (RFC 5280 §5).
+    pub(crate) fn crl(&self, number: u64, revoked: &[Revoked], lifetime: Lifetime, now: OffsetDateTime) -> Result<Crl> {
         let this_update = whole_seconds(now);
         let params = CertificateRevocationListParams {
             this_update,
@@ -133,21 +144,27 @@ impl Signer {
                     invalidity_date: None,
                 })
                 .collect(),
-            key_identifier_method: KeyIdMethod::PreSpecified(
-                self.certificate.subject_key_id().map(<[u8]>::to_vec).unwrap_or_default(),
-            ),
+            key_identifier_method: match self.certificate.subject_key_id() {
+                Some(id) => KeyIdMethod::PreSpecified(id.to_vec()),
+                None => KeyIdMethod::Sha256,
+            },
         };
         let crl = params.signed_by(&self.issuer).map_err(failed("sign a CRL"))?;
-        Ok(pem("X509 CRL", crl.der()).to_string())
+        Crl::from_der(crl.der(), "new CRL")
     }
 }
 
-/// An entry of a CRL.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Revoked {
-    pub(crate) serial: SerialNumber,
-    pub(crate) at: OffsetDateTime,
-    pub(crate) reason: Revocation,
+/// Whether certificates and CRLs below this authority would repeat its subject byte for byte, as path building wants
+/// (RFC 5280 §6.1.3): the subject is parsed and encoded again on the way.
+pub(crate) fn reproduces_subject(authority: &Certificate) -> Result<bool> {
+    let Ok(issuer) = Issuer::from_ca_cert_der(authority.der(), Signing(PrivateKey::generate(KeyType::EcdsaP256)?))
+    else {
+        return Ok(false);
+    };
+    let mut trial = CertificateParams::default();
+    trial.serial_number = Some(serial()?);
+    let trial = trial.signed_by(issuer.key(), &issuer).map_err(failed("sign a trial"))?;
+    Ok(Certificate::from_der(trial.der(), "trial")?.raw_issuer() == authority.raw_subject())
 }
 
 fn authority(
@@ -162,7 +179,7 @@ fn authority(
     authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     authority.use_authority_key_identifier_extension = true;
-    authority.key_identifier_method = key_id(key);
+    authority.key_identifier_method = key_id(&Signing(key));
     authority.name_constraints = Some(constraints(permitted));
     authority
 }
@@ -203,6 +220,7 @@ fn subtree(network: ipnet::IpNet) -> GeneralSubtree {
     GeneralSubtree::IpAddress(rcgen::CidrSubnet::from_addr_prefix(network.network(), network.prefix_len()))
 }
 
+/// Sets validity, bounded by the issuer's, and a new serial number.
 fn validity(
     params: &mut CertificateParams,
     now: OffsetDateTime,
@@ -223,12 +241,9 @@ fn validity(
                 not_after: issuer.not_after(),
             });
         }
-    } else {
-        params.serial_number = Some(serial()?);
     }
-    if params.serial_number.is_none() {
-        params.serial_number = Some(serial()?);
-    }
+    // rcgen's own would be a hash of the key: the same twice for one key.
+    params.serial_number = Some(serial()?);
     Ok(())
 }
 
@@ -260,4 +275,87 @@ fn san(name: &Name) -> Result<SanType> {
 
 fn failed(attempted: &'static str) -> impl Fn(rcgen::Error) -> Error {
     move |error| Error::Sign { attempted, why: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-21 12:00:00.5 +2);
+
+    fn signer(permitted: &[&str]) -> Signer {
+        let params = AuthorityParams {
+            root_lifetime: Lifetime::days(365 * 40),
+            ..AuthorityParams::new("Example", Permitted::parse(permitted).unwrap())
+        };
+        let key = PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+        Signer::new(root(&params, &key, NOW).unwrap(), key, "root").unwrap()
+    }
+
+    #[test]
+    fn a_leaf_carries_what_verifiers_demand() {
+        let signer = signer(&["internal.example", "10.0.0.0/8"]);
+        for (kind, usage) in [
+            (KeyType::EcdsaP256, &["digitalSignature"][..]),
+            (KeyType::Rsa2048, &["digitalSignature", "keyEncipherment"][..]),
+        ] {
+            let key = PrivateKey::generate(kind).unwrap();
+            let names = ["10.0.0.1", "a.internal.example", "A.internal.example"];
+            let wanted = LeafParams { key_type: kind, ..LeafParams::server(names).unwrap() };
+            let leaf = signer.leaf(&wanted, &key, NOW).unwrap();
+            assert_eq!(leaf.subject(), "CN=a.internal.example");
+            assert_eq!(leaf.key_usage(), usage);
+            assert_eq!(leaf.names().len(), 2);
+            assert_eq!(leaf.not_before(), datetime!(2026-11-21 9:00 UTC));
+            assert_eq!(leaf.not_after(), datetime!(2027-02-19 9:59:59 UTC));
+            assert_eq!(leaf.authority_key_id(), signer.certificate.subject_key_id());
+            assert!(leaf.subject_key_id().is_some() && !leaf.is_authority());
+            assert_eq!(leaf.serial_number().as_bytes().len(), 16);
+            let again = signer.leaf(&wanted, &key, NOW).unwrap();
+            assert_ne!(leaf.serial_number(), again.serial_number(), "one key, two serial numbers");
+        }
+    }
+
+    #[test]
+    fn validity_crosses_2050_and_ends_with_the_issuer() {
+        let signer = signer(&["internal.example"]);
+        let wanted = LeafParams::server(["a.internal.example"]).unwrap();
+        let key = PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+        let leaf = signer.leaf(&wanted, &key, datetime!(2049-12-01 0:00 UTC)).unwrap();
+        assert_eq!(leaf.not_after(), datetime!(2050-02-28 23:59:59 UTC));
+        // UTCTime through 2049, GeneralizedTime from 2050 (RFC 5280 §4.1.2.5), both with seconds and Z.
+        let holds = |text: &[u8]| leaf.der().windows(text.len()).any(|part| part == text);
+        assert!(holds(b"\x17\x0d491130230000Z") && holds(b"\x18\x0f20500228235959Z"));
+        let end = signer.certificate.not_after();
+        let last = signer.leaf(&wanted, &key, end - Duration::from_secs(60)).unwrap();
+        assert_eq!(last.not_after(), end);
+        assert!(matches!(signer.leaf(&wanted, &key, end + Duration::from_secs(1)), Err(Error::Time { .. })));
+    }
+
+    #[test]
+    fn a_kind_without_a_subtree_is_excluded_whole() {
+        let name = |text: &str| -> Name { text.parse().unwrap() };
+        for (permitted, inside, outside) in [
+            (&["internal.example"][..], "a.internal.example", &["10.0.0.1", "fd00::1", "example"][..]),
+            (&["10.0.0.0/8"][..], "10.9.9.9", &["a.internal.example", "11.0.0.1", "fd00::1"][..]),
+            (&["fd00::/8"][..], "fd00::1", &["10.0.0.1", "fe00::1", "a"][..]),
+        ] {
+            let root = signer(permitted).certificate;
+            assert!(root.may_certify(&name(inside)), "{inside}");
+            for outside in outside {
+                assert!(!root.may_certify(&name(outside)), "{outside}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_signed_repeats_the_subject_of_its_issuer() {
+        let signer = signer(&["internal.example"]);
+        assert!(reproduces_subject(&signer.certificate).unwrap());
+        let crl = signer.crl(7, &[], Lifetime::days(7), NOW).unwrap();
+        assert!(crl.is_signed_by(&signer.certificate) && crl.number() == 7);
+        assert_eq!(crl.this_update(), datetime!(2026-11-21 10:00 UTC));
+    }
 }

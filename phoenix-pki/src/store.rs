@@ -5,6 +5,7 @@
 //! STORE/ledger.jsonl                      everything ever issued, appended
 //! STORE/authority/current -> 0001
 //! STORE/authority/0001/{root,intermediate}.{crt,key,crl}
+//! STORE/authority.pending/intermediate.key  waits for its certificate
 //! STORE/certificates/LABEL/current -> SERIAL
 //! STORE/certificates/LABEL/SERIAL/{cert.pem,key.pem}
 //! ```
@@ -23,7 +24,7 @@ use crate::certificate::SerialNumber;
 use crate::error::{Error, Result};
 use crate::key::{Passphrase, random};
 use crate::ledger::{Event, Ledger, hex};
-use crate::profile::PassphraseSource;
+use crate::profile::{PassphraseSource, RootKey};
 
 /// The longest file that is read: a chain or a key is a few kilobytes.
 const LONGEST_FILE: u64 = 1 << 20;
@@ -167,6 +168,31 @@ impl Store {
         read_file(&self.authority_file(generation, role, "crl"), LONGEST_FILE)
     }
 
+    /// Where the key of a requested intermediate waits for its certificate.
+    pub(crate) fn pending_key_path(&self) -> PathBuf {
+        self.path.join("authority.pending").join("intermediate.key")
+    }
+
+    /// That key, when one waits.
+    pub(crate) fn pending_key(&self) -> Result<Option<Zeroizing<Vec<u8>>>> {
+        read_key(&self.pending_key_path())
+    }
+
+    /// The path of the current certificate under a label.
+    pub(crate) fn certificate_path(&self, label: &str) -> PathBuf {
+        self.path.join("certificates").join(label).join("current").join("cert.pem")
+    }
+
+    /// The path of the ledger.
+    pub(crate) fn ledger_path(&self) -> PathBuf {
+        self.path.join("ledger.jsonl")
+    }
+
+    /// Whether a generated passphrase lies beside the store.
+    pub(crate) fn has_generated_passphrase(&self) -> bool {
+        self.passphrase_path().symlink_metadata().is_ok()
+    }
+
     /// The current pair under a label, when there is one.
     pub(crate) fn pair(&self, label: &str) -> Result<Option<StoredPair>> {
         let directory = self.path.join("certificates").join(label);
@@ -199,7 +225,7 @@ impl Store {
     /// # Errors
     /// [`Error::ReadFile`], or [`Error::Parse`] naming the line.
     pub fn ledger(&self) -> Result<Ledger> {
-        let path = self.path.join("ledger.jsonl");
+        let path = self.ledger_path();
         let mut bytes = read_file(&path, LONGEST_LEDGER)?.unwrap_or_default();
         // What a killed run left of a line may end within a character.
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
@@ -224,7 +250,9 @@ impl Store {
                 _ => Err(Error::Passphrase { origin: name.clone(), why: "the environment variable is not set" }),
             },
             PassphraseSource::File(path) => {
-                let bytes = read_key(path)?.ok_or_else(|| missing(path))?;
+                let why = "there is no such passphrase file";
+                let bytes =
+                    read_key(path)?.ok_or_else(|| Error::Passphrase { origin: path.display().to_string(), why })?;
                 let text = str::from_utf8(&bytes).ok().and_then(|text| text.lines().next()).unwrap_or_default();
                 if text.is_empty() {
                     let why = "its first line holds no passphrase";
@@ -232,6 +260,17 @@ impl Store {
                 }
                 Ok(Passphrase::new(text))
             }
+        }
+    }
+}
+
+impl RootKey {
+    /// Where the passphrase of the root key comes from; `None` when it rests plain.
+    pub(crate) fn passphrase_source(&self, store: &Store) -> Option<PassphraseSource> {
+        match self {
+            Self::Generated => Some(PassphraseSource::File(store.passphrase_path())),
+            Self::Encrypted(source) => Some(source.clone()),
+            Self::Plain => None,
         }
     }
 }
@@ -262,6 +301,22 @@ impl Lock<'_> {
         sync(&generation)?;
         sync(&staging)?;
         fs::rename(&staging, &target).map_err(failed("rename", &target))?;
+        sync(&self.store.path)
+    }
+
+    /// Keeps the key of a requested intermediate.
+    pub(crate) fn keep_pending_key(&self, pem: &str) -> Result<()> {
+        let path = self.store.pending_key_path();
+        if let Some(directory) = path.parent() {
+            make_directory(directory)?;
+            sync(&self.store.path)?;
+        }
+        replace_file(&path, pem.as_bytes())
+    }
+
+    /// Removes that key from where it waited.
+    pub(crate) fn drop_pending_key(&self) -> Result<()> {
+        remove_tree(&self.store.path.join("authority.pending"))?;
         sync(&self.store.path)
     }
 
@@ -299,7 +354,7 @@ impl Lock<'_> {
 
     /// Appends to the ledger, and does not return before it is on the disk.
     pub(crate) fn record(&self, events: &[Event]) -> Result<()> {
-        let path = self.store.path.join("ledger.jsonl");
+        let path = self.store.ledger_path();
         let mut file = OpenOptions::new()
             .read(true)
             .append(true)
