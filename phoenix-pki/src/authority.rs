@@ -49,17 +49,16 @@ impl Authority {
     /// Opens the authority of a store.
     ///
     /// # Errors
-    /// [`Error::AuthorityMissing`] when there is none, [`Error::Parse`] when its certificates may not serve.
+    /// [`Error::AuthorityMissing`] when there is none, [`Error::AuthorityUnfit`] when its certificates may not serve.
     pub fn open(store: &Store) -> Result<Self> {
         let stored = store.authority()?.ok_or_else(|| Error::AuthorityMissing { store: store.path().to_path_buf() })?;
         let origin = |role| store.authority_file(&stored.generation, role, "crt").display().to_string();
         let root = Certificate::from_pem(&stored.root, &origin(Role::Root))?;
         let intermediate = Certificate::from_pem(&stored.intermediate, &origin(Role::Intermediate))?;
-        // Damage is one file's: the error says which.
         fit(&root, &intermediate).map_err(|error| match error {
-            Error::AuthorityUnfit { role, why, .. } => {
-                let role = if role == Role::Root.name() { Role::Root } else { Role::Intermediate };
-                Error::Parse { origin: origin(role), what: "certificate of an authority", why }
+            Error::AuthorityUnfit { role, subject, why } => {
+                let file = origin(if role == Role::Root.name() { Role::Root } else { Role::Intermediate });
+                Error::AuthorityUnfit { role, subject, why: format!("{why} ({file})") }
             }
             other => other,
         })?;
