@@ -4,18 +4,18 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use phoenix_pki::{Authority, Ensured, Error as PkiError, Leaf, LeafParams, Reason, Store};
+use phoenix_pki::{Authority, Certificate, Ensured, Error as PkiError, Fingerprint, Leaf, LeafParams, Reason, Store};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use crate::command::{Command, Output};
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
-use crate::guest::GuestPath;
+use crate::guest::{GuestPath, Placed};
 use crate::inventory::{CertificateEntry, GuestEntry, GuestKind, Inventory};
 use crate::report::{CertificateReport, DeliveryReport, GuestReport, Report, State, TrustReport};
 use crate::transport::{File, Local, Observed, Rootfs, Transport};
-use crate::trust::{StoreState, StoreStatus, Trust};
+use crate::trust::{StoreState, StoreStatus, Trust, TrustStore};
 
 /// How a run goes.
 #[derive(Clone, Debug)]
@@ -287,12 +287,17 @@ impl Run<'_> {
         };
         let mut anchors: Vec<CertificateDer<'static>> =
             self.authority.iter().map(|authority| authority.root().der().clone()).collect();
-        if self.inventory.trust.selects(entry) {
+        let copies: Vec<&Placed> =
+            self.inventory.copies.iter().filter(|copy| copy.guest == entry.id).map(|copy| &copy.placed).collect();
+        let selected = self.inventory.trust.selects(entry);
+        if selected || !copies.is_empty() {
             self.working(entry, "trust");
-            let (trust, bundle) = self.trust(entry, &transport);
+            let (trust, bundle) = self.trust(entry, selected, &copies, &transport);
             report.trust = Some(trust);
-            // A guest that should trust the root judges what it serves by its own bundle, and by nothing else.
-            anchors = bundle;
+            if selected {
+                // A guest that should trust the root judges what it serves by its own bundle, and by nothing else.
+                anchors = bundle;
+            }
         }
         for (certificate, held) in self.inventory.certificates.iter().zip(self.held) {
             for delivery in certificate.deliver.iter().filter(|delivery| delivery.guest == entry.id) {
@@ -303,18 +308,33 @@ impl Run<'_> {
         report
     }
 
-    /// The root in the guest's stores, and what the guest's programs trust then.
-    fn trust(&self, entry: &GuestEntry, transport: &dyn Transport) -> (TrustReport, Vec<CertificateDer<'static>>) {
+    /// The root in the guest's stores and files, and what the guest's programs trust then.
+    fn trust(
+        &self,
+        entry: &GuestEntry,
+        selected: bool,
+        copies: &[&Placed],
+        transport: &dyn Transport,
+    ) -> (TrustReport, Vec<CertificateDer<'static>>) {
         let Some(authority) = self.authority else {
             return (TrustReport { state: State::Due, stores: Vec::new() }, Vec::new());
         };
-        let roots = std::slice::from_ref(authority.root());
         let made = || -> Result<_> {
-            let trust = Trust::of(transport, &entry.docker_registries)?;
-            let (changed, stores) = match self.options.dry_run {
-                true => (false, trust.status(roots)?),
-                false => trust.install(roots).map(|installed| (installed.changed, installed.stores))?,
-            };
+            let (mut changed, mut stores, mut bundle) = (false, Vec::new(), Vec::new());
+            if selected {
+                let roots = std::slice::from_ref(authority.root());
+                let trust = Trust::of(transport, &entry.docker_registries)?;
+                (changed, stores) = match self.options.dry_run {
+                    true => (false, trust.status(roots)?),
+                    false => trust.install(roots).map(|installed| (installed.changed, installed.stores))?,
+                };
+                bundle = trust.bundle()?;
+            }
+            for copy in copies {
+                let (written, status) = self.copy(copy, authority.root(), transport)?;
+                changed |= written;
+                stores.push(status);
+            }
             let wanting = |store: &&StoreStatus| !store.state.holds();
             let state = match stores.iter().find(wanting) {
                 Some(StoreStatus { state: StoreState::Unsupported { why }, .. }) => {
@@ -325,9 +345,27 @@ impl Run<'_> {
                 None if changed => State::Changed,
                 None => State::Unchanged,
             };
-            Ok((TrustReport { state, stores }, trust.bundle()?))
+            Ok((TrustReport { state, stores }, bundle))
         };
         made().unwrap_or_else(|error| (TrustReport { state: State::failed(&error), stores: Vec::new() }, Vec::new()))
+    }
+
+    /// The root as a file, and whether it had to be written.
+    fn copy(&self, copy: &Placed, root: &Certificate, transport: &dyn Transport) -> Result<(bool, StoreStatus)> {
+        let bytes = root.pem().into_bytes();
+        let observed = transport.observe(std::slice::from_ref(&copy.path))?.pop().and_then(|observed| observed.file);
+        let holds = observed.is_some_and(|file| {
+            file.digest == *Fingerprint::of(&bytes).as_bytes()
+                && file.mode == copy.mode
+                && (!transport.sets_owners() || file.owned_by(&copy.owner))
+        });
+        let write = !holds && !self.options.dry_run;
+        if write {
+            let Placed { path, mode, owner } = copy.clone();
+            transport.put(&File { path, bytes, mode, owner })?;
+        }
+        let state = if holds || write { StoreState::Present } else { StoreState::Missing };
+        Ok((write, StoreStatus { store: TrustStore::Copy { path: copy.path.to_string() }, state }))
     }
 
     fn delivery(

@@ -31,7 +31,7 @@ use time::OffsetDateTime;
 
 use crate::command::{Command, printable};
 use crate::error::{Error, Result};
-use crate::guest::{GuestPath, Id, Mode, Owner};
+use crate::guest::{GuestPath, Id, Mode, Owner, Placed};
 use crate::handshake::{Judge, PATIENCE, PairPem, Proof, Serves};
 use crate::transport::{File, Observed, ObservedFile, Transport};
 
@@ -46,29 +46,6 @@ const LINKS_LIMIT: usize = 40;
 
 /// How long a service is given to show the previous certificate again.
 const RESTORING: Duration = Duration::from_secs(5);
-
-/// Where one file goes, and who may read it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placed {
-    /// Its path in the guest.
-    pub path: GuestPath,
-    /// Its permission bits.
-    pub mode: Mode,
-    /// Its owner.
-    pub owner: Owner,
-}
-
-impl Placed {
-    /// A certificate: mode 0644, owned by root.
-    pub fn certificate(path: GuestPath) -> Self {
-        Self { path, mode: Mode::CERTIFICATE, owner: Owner::ROOT }
-    }
-
-    /// A private key: mode 0600, owned by root.
-    pub fn key(path: GuestPath) -> Self {
-        Self { path, mode: Mode::KEY, owner: Owner::ROOT }
-    }
-}
 
 /// Where a pair goes in a guest, and how its consumer takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]

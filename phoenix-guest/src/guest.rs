@@ -207,6 +207,29 @@ impl fmt::Display for Owner {
     }
 }
 
+/// Where one file goes, and who may read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Its path in the guest.
+    pub path: GuestPath,
+    /// Its permission bits.
+    pub mode: Mode,
+    /// Its owner.
+    pub owner: Owner,
+}
+
+impl Placed {
+    /// A certificate: mode 0644, owned by root.
+    pub fn certificate(path: GuestPath) -> Self {
+        Self { path, mode: Mode::CERTIFICATE, owner: Owner::ROOT }
+    }
+
+    /// A private key: mode 0600, owned by root.
+    pub fn key(path: GuestPath) -> Self {
+        Self { path, mode: Mode::KEY, owner: Owner::ROOT }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -110,6 +110,11 @@ pub enum TrustStore {
         /// The registry, as `host:port`.
         registry: String,
     },
+    /// A file that holds the root, for what reads it from there.
+    Copy {
+        /// Its path.
+        path: String,
+    },
 }
 
 impl fmt::Display for TrustStore {
@@ -117,6 +122,7 @@ impl fmt::Display for TrustStore {
         match self {
             Self::System => f.write_str("system"),
             Self::Docker { registry } => write!(f, "docker {registry}"),
+            Self::Copy { path } => write!(f, "copy {path}"),
         }
     }
 }

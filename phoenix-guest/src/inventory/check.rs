@@ -10,11 +10,12 @@ use super::form;
 use super::scalar::{Accepted as _, Argument, At, Subtree};
 use super::source::{Source, accepts};
 use super::{
-    AuthorityEntry, CertificateEntry, Delivery, GUEST_DEADLINE, GuestEntry, GuestId, GuestKind, Inventory, Select,
+    AuthorityEntry, CertificateEntry, Delivery, GUEST_DEADLINE, GuestEntry, GuestId, GuestKind, Inventory, RootCopy,
+    Select,
 };
-use crate::delivery::{Placed, Placement};
+use crate::delivery::Placement;
 use crate::error::Result;
-use crate::guest::{GuestPath, Mode, Owner};
+use crate::guest::{GuestPath, Mode, Owner, Placed};
 use crate::handshake::Serves;
 use crate::service;
 
@@ -22,13 +23,15 @@ use crate::service;
 pub(super) fn check(source: &Source<'_>, form: form::Document) -> Result<Inventory> {
     let permitted = permitted(source, &form)?;
     let guests = guests(source, &form.guest)?;
-    let trust = trust(source, form.trust, &guests)?;
+    let (select, copies) = form.trust.map_or((None, Vec::new()), |trust| (trust.select, trust.copies));
+    let trust = trust(source, select, &guests)?;
     let authority = AuthorityEntry {
         store: form.authority.store.value.clone(),
         params: authority(source, &form.authority, permitted)?,
     };
     let mut labels = HashMap::new();
     let mut files = Files { source, taken: HashMap::new() };
+    let copies = copies.into_iter().map(|form| copy(&mut files, form, &guests)).collect::<Result<_>>()?;
     let mut certificates = Vec::with_capacity(form.certificate.len());
     for certificate in form.certificate {
         let begin = certificate.span().start;
@@ -47,7 +50,7 @@ pub(super) fn check(source: &Source<'_>, form: form::Document) -> Result<Invento
         let deliver = deliver.collect::<Result<_>>()?;
         certificates.push(CertificateEntry { leaf, deliver, origin: format!("{}:{line}", source.file) });
     }
-    Ok(Inventory { authority, trust, guests, certificates })
+    Ok(Inventory { authority, trust, copies, guests, certificates })
 }
 
 /// What the authority may certify; with a list of its own, every name must be in it.
@@ -192,8 +195,8 @@ fn acyclic(source: &Source<'_>, forms: &[form::Guest]) -> Result<()> {
     }
 }
 
-fn trust(source: &Source<'_>, form: Option<form::Trust>, guests: &[GuestEntry]) -> Result<Select> {
-    Ok(match form.map(|trust| trust.select) {
+fn trust(source: &Source<'_>, form: Option<form::Select>, guests: &[GuestEntry]) -> Result<Select> {
+    Ok(match form {
         None | Some(form::Select::None) => Select::None,
         Some(form::Select::All) => Select::All,
         Some(form::Select::Guests(ids)) => {
@@ -287,7 +290,7 @@ impl Files<'_> {
         let (line, _) = self.source.position(form.path.span.start);
         if let Some(before) = self.taken.insert((guest.clone(), form.path.value.clone()), line) {
             let why = format!("line {before} puts another file of guest {guest} there");
-            return Err(self.source.refuse(&form.path, &format!("certificate.deliver.{key}.path"), why));
+            return Err(self.source.refuse(&form.path, &format!("{key}.path"), why));
         }
         Ok(Placed {
             path: form.path.value,
@@ -295,6 +298,16 @@ impl Files<'_> {
             owner: form.owner.map_or(Owner::ROOT, |owner| owner.value),
         })
     }
+}
+
+fn copy(files: &mut Files<'_>, form: form::Copy, guests: &[GuestEntry]) -> Result<RootCopy> {
+    if !guests.iter().any(|entry| entry.id == form.guest.value) {
+        let why = none_such(guests.iter().map(|guest| &guest.id));
+        return Err(files.source.refuse(&form.guest, "trust.copies.guest", why));
+    }
+    let guest = form.guest.value;
+    let placed = form::Placed { path: form.path, mode: form.mode, owner: form.owner };
+    Ok(RootCopy { placed: files.place(&guest, "trust.copies", placed, Mode::CERTIFICATE)?, guest })
 }
 
 fn delivery(files: &mut Files<'_>, form: form::Deliver, leaf: &LeafParams, guests: &[GuestEntry]) -> Result<Delivery> {
@@ -321,8 +334,10 @@ fn delivery(files: &mut Files<'_>, form: form::Deliver, leaf: &LeafParams, guest
         let why = "the certificate goes there; the key needs a file of its own";
         return Err(source.refuse(&form.key.path, "certificate.deliver.key.path", why));
     }
-    let mut place =
-        |key, form| files.place(&guest, key, form, if key == "key" { Mode::KEY } else { Mode::CERTIFICATE });
+    let mut place = |key: &str, form| {
+        let usual = if key == "key" { Mode::KEY } else { Mode::CERTIFICATE };
+        files.place(&guest, &format!("certificate.deliver.{key}"), form, usual)
+    };
     let placement = Placement {
         cert: place("cert", form.cert)?,
         key: place("key", form.key)?,

@@ -96,8 +96,26 @@ pub(super) struct Defaults {
 #[serde(deny_unknown_fields, expecting = "a table")]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub(super) struct Trust {
-    /// The guests that get the root into their trust store, chosen anew on every run.
-    pub(super) select: Select,
+    /// The guests that get the root into their trust store, chosen anew on every run. Without it there are none.
+    pub(super) select: Option<Select>,
+    /// Files that hold the root beside the trust stores, for what reads it from there.
+    #[serde(default)]
+    pub(super) copies: Vec<Copy>,
+}
+
+/// A file of a guest that holds the root.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table such as { guest = \"host\", path = \"/srv/ca.crt\" }")]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub(super) struct Copy {
+    /// The guest's id.
+    pub(super) guest: At<GuestId>,
+    /// Its absolute path.
+    pub(super) path: At<GuestPath>,
+    /// Its permission bits in octal. Default: 0644.
+    pub(super) mode: Option<At<Mode>>,
+    /// Its owner as user:group. Default: root:root.
+    pub(super) owner: Option<At<Owner>>,
 }
 
 /// A choice of guests.

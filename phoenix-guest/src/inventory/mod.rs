@@ -10,6 +10,7 @@ use phoenix_pki::{AuthorityParams, LeafParams};
 
 use crate::delivery::Placement;
 use crate::error::{Error, Result};
+use crate::guest::Placed;
 
 mod check;
 mod form;
@@ -60,6 +61,8 @@ pub struct Inventory {
     pub authority: AuthorityEntry,
     /// Which guests trust the root.
     pub trust: Select,
+    /// Where the root lies as a file, beside the trust stores.
+    pub copies: Vec<RootCopy>,
     /// Every guest that holds or trusts something.
     pub guests: Vec<GuestEntry>,
     /// Every certificate that is to exist.
@@ -189,6 +192,15 @@ pub struct GuestEntry {
     pub docker_registries: Vec<String>,
     /// How long it may hold up a run.
     pub deadline: Duration,
+}
+
+/// A file of a guest that holds the root, for what reads it from there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootCopy {
+    /// The guest.
+    pub guest: GuestId,
+    /// The file.
+    pub placed: Placed,
 }
 
 /// One certificate, and where it goes.
