@@ -3,10 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-/// How long a command may take when nothing else is said.
+/// How long a command may take when nothing else is said: one minute.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The most bytes of each output stream that are kept; the rest is read and dropped.
+/// The most bytes of each output stream that are kept, 1 MiB; the rest is read and dropped.
 pub const OUTPUT_LIMIT: usize = 1 << 20;
 
 /// A program with its arguments: an argv, never a shell line.
@@ -16,7 +16,7 @@ pub struct Command {
     pub argv: Vec<String>,
     /// What the program reads; secrets go here.
     pub stdin: Vec<u8>,
-    /// How long it may take.
+    /// How long it may take, [`DEADLINE`] unless said otherwise; then it is killed.
     pub deadline: Duration,
 }
 

@@ -87,8 +87,39 @@ pub fn reach(entry: &GuestEntry) -> Result<Reached> {
 
 /// Makes the world as the inventory says, proves it, and does nothing when nothing has changed.
 ///
-/// `reach` finds a guest, usually [`reach`]. One guest's failure does not stop the others: it is in the report.
+/// `reach` finds a guest, usually [`reach`]. One guest's failure does not stop the others: it is in the report. A run that
+/// is not dry keeps other runs from the same store out.
 ///
+/// ```
+/// use phoenix_guest::inventory::Inventory;
+/// use phoenix_guest::{Options, converge, reach};
+///
+/// # let (directory, now) = (tempfile::tempdir()?, time::OffsetDateTime::now_utc());
+/// # let (store, web) = (directory.path().join("store"), directory.path().join("web"));
+/// # std::fs::create_dir(&web)?;
+/// let text = format!(r#"
+///     authority = {{ name = "Example", store = {store:?}, root_key = "plain" }}
+///
+///     [[guest]]
+///     id = "web"
+///     type = "rootfs"
+///     path = {web:?}
+///
+///     [[certificate]]
+///     names = ["www.internal.example"]
+///
+///     [[certificate.deliver]]
+///     guest = "web"
+///     cert = {{ path = "/etc/ssl/www.crt" }}
+///     key = {{ path = "/etc/ssl/www.key" }}
+/// "#);
+/// let inventory = Inventory::parse(&text, "phoenix.toml")?;
+/// let report = converge(&inventory, &reach, &Options::default(), now, &|_| {})?;
+/// assert!(report.changed() && report.holds());
+/// let report = converge(&inventory, &reach, &Options::default(), now, &|_| {})?;
+/// assert!(!report.changed() && report.holds());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 /// # Errors
 /// Only for what concerns all guests: the authority, the store, a name outside the authority's constraints.
 pub fn converge(

@@ -4,31 +4,48 @@
 //! /etc/nginx/ssl/nginx.crt -> .phoenix/nginx.crt/current/cert.pem
 //! /etc/nginx/ssl/nginx.key -> .phoenix/nginx.crt/current/key.pem
 //! /etc/nginx/ssl/.phoenix/nginx.crt/current  -> 5f0c…     one rename switches both
-//! /etc/nginx/ssl/.phoenix/nginx.crt/previous -> 91ab…
-//! /etc/nginx/ssl/.phoenix/nginx.crt/pending               there until the consumer took the pair
+//! /etc/nginx/ssl/.phoenix/nginx.crt/previous -> 91ab…     the way back
+//! /etc/nginx/ssl/.phoenix/nginx.crt/pending  -> 5f0c…     from the first write until the consumer took the pair
 //! ```
 //!
 //! Paths that are in use already are adopted: what is there is copied into a generation, and each path becomes a
-//! symlink into it with its content unchanged, before the one switch changes both. Where a file system has no symlinks,
-//! files are replaced one by one with no reload between them, and a kill between the two is repaired by the next run.
+//! symlink into it with its content unchanged, before the one switch changes both.
+//!
+//! At each moment both paths lead into one generation. A program that opens them one after the other may still meet the
+//! rename in between, as with any two files; one that opens `current` and both files from there never does. A consumer
+//! is told to read only after the switch, so what it reads then is one pair.
+//!
+//! Where a file system has no symlinks, files are replaced one by one after a backup, with no reload between them;
+//! `pending` is then a file that names the backup, and the next run repairs what a kill between the two left.
 
+use std::collections::HashSet;
 use std::fmt;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-use phoenix_pki::{Leaf, Name, Profile};
+use phoenix_pki::{Certificate, Fingerprint, Leaf, Name, Profile};
 use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use serde::Serialize;
 use time::OffsetDateTime;
 
 use crate::command::{Command, printable};
 use crate::error::{Error, Result};
-use crate::guest::{GuestPath, Mode, Owner};
+use crate::guest::{GuestPath, Id, Mode, Owner};
 use crate::handshake::{Judge, PATIENCE, PairPem, Proof, Serves};
 use crate::transport::{File, Observed, ObservedFile, Transport};
 
 /// The longest file of a pair that is read back.
 const LONGEST_FILE: usize = 1 << 20;
+
+/// The directory beside a certificate that holds its generations.
+const STATE: &str = ".phoenix";
+
+/// The most symlinks that the directory of a file may lead through, as in Linux.
+const LINKS_LIMIT: usize = 40;
+
+/// How long a service is given to show the previous certificate again.
+const RESTORING: Duration = Duration::from_secs(5);
 
 /// Where one file goes, and who may read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,21 +207,61 @@ pub(crate) struct Delivery<'a> {
 pub(crate) struct Standing {
     files: Vec<Observed>,
     current: Option<String>,
-    pending: bool,
+    previous: Option<String>,
+    pending: Pending,
+    /// The first path at which a directory stands.
+    directory: Option<GuestPath>,
+}
+
+/// What a run left that did not come to its end.
+#[derive(Debug, PartialEq, Eq)]
+enum Pending {
+    /// Nothing.
+    No,
+    /// A symlink: this generation was to become current, and may have.
+    Switch(String),
+    /// A file: files were being replaced one by one, and it names the backup.
+    InPlace,
+}
+
+/// A change under way: what is put in place, and what undoes it.
+enum Change {
+    /// Nothing is put in place: an older pair does not help a service that is down.
+    No,
+    /// `current` goes to `new`; back to `old`, or away where nothing was there.
+    Link { new: String, old: Option<String> },
+    /// One file after the other; back to these, and those that are not among them away.
+    InPlace { old: Vec<Wanted> },
+}
+
+impl Change {
+    fn had_nothing(&self) -> bool {
+        match self {
+            Self::No => false,
+            Self::Link { old, .. } => old.is_none(),
+            Self::InPlace { old } => old.is_empty(),
+        }
+    }
 }
 
 impl<'a> Delivery<'a> {
     pub(crate) fn new(transport: &'a dyn Transport, leaf: &'a Leaf, placement: &'a Placement) -> Result<Self> {
-        let state = placement.cert.path.parent().join(".phoenix")?.join(placement.cert.path.file_name())?;
+        let state = placement.cert.path.parent().join(STATE)?.join(placement.cert.path.file_name())?;
+        let mut seen = HashSet::new();
+        for (_, placed) in placement.files() {
+            let path = &placed.path;
+            if !seen.insert(path) || path.as_str().split('/').any(|part| part == STATE) {
+                let accepted = "a path of its own for each file of a pair, outside of .phoenix";
+                return Err(Error::Value { what: "path", value: path.to_string(), accepted });
+            }
+        }
         let wanted = placement
             .files()
             .map(|(name, placed)| {
                 let bytes = zeroize::Zeroizing::new(match name {
                     "cert.pem" => leaf.chain_pem().into_bytes(),
                     "key.pem" => leaf.key().to_pem().as_bytes().to_vec(),
-                    "chain.pem" => {
-                        leaf.chain()[1..].iter().map(phoenix_pki::Certificate::pem).collect::<String>().into_bytes()
-                    }
+                    "chain.pem" => leaf.chain().iter().skip(1).map(Certificate::pem).collect::<String>().into_bytes(),
                     _ => leaf.root().pem().into_bytes(),
                 });
                 let digest = digest(&bytes);
@@ -216,17 +273,28 @@ impl<'a> Delivery<'a> {
 
     /// The paths whose standing decides: the files, then the state of the last delivery.
     pub(crate) fn paths(&self) -> Result<Vec<GuestPath>> {
-        let mut paths: Vec<GuestPath> = self.wanted.iter().map(|wanted| wanted.placed.path.clone()).collect();
-        paths.push(self.state.join("current")?);
-        paths.push(self.state.join("pending")?);
-        Ok(paths)
+        let files = self.wanted.iter().map(|wanted| Ok(wanted.placed.path.clone()));
+        files.chain(["current", "previous", "pending"].map(|name| self.state.join(name))).collect()
     }
 
     /// Reads what was observed at [`Delivery::paths`].
     pub(crate) fn standing(&self, mut observed: Vec<Observed>) -> Standing {
-        let pending = observed.pop().is_some_and(|observed| observed.file.is_some());
-        let current = observed.pop().and_then(|observed| observed.link).filter(|name| is_generation(name));
-        Standing { files: observed, current, pending }
+        // What a transport does not tell is not there.
+        observed.resize(self.wanted.len() + 3, Observed::MISSING);
+        let paths = self.paths().unwrap_or_default();
+        let directory = paths.into_iter().zip(&observed).find(|(_, observed)| observed.directory).map(|(path, _)| path);
+        let pending = match observed.pop() {
+            Some(Observed { link: Some(name), .. }) => Pending::Switch(name),
+            Some(Observed { file: Some(_), .. }) => Pending::InPlace,
+            _ => Pending::No,
+        };
+        let mut generation = || observed.pop().and_then(|observed| observed.link).filter(|name| is_generation(name));
+        let (previous, current) = (generation(), generation());
+        Standing { files: observed, current, previous, pending, directory }
+    }
+
+    fn observe(&self) -> Result<Standing> {
+        Ok(self.standing(self.transport.observe(&self.paths()?)?))
     }
 
     /// What differs, from what was observed alone.
@@ -235,7 +303,7 @@ impl<'a> Delivery<'a> {
         for (wanted, observed) in self.wanted.iter().zip(&standing.files) {
             differences.extend(differs(wanted, observed.file.as_ref(), self.transport.sets_owners()));
         }
-        if differences.is_empty() && standing.pending {
+        if differences.is_empty() && standing.pending != Pending::No {
             differences.push(Difference::NotActivated);
         }
         differences
@@ -245,28 +313,23 @@ impl<'a> Delivery<'a> {
     pub(crate) fn prove(&self, judge: &Judge<'_>, patience: Duration) -> Result<Option<Proof>> {
         let certificate = self.leaf.certificate();
         let profile = certificate.profile().unwrap_or_default();
-        let Some(serves) = self.placement.serves.as_ref().filter(|_| self.transport.runs_programs()) else {
-            // On a guest whose programs run, files say nothing about them.
-            let named = self.placement.serves.as_ref().map(|serves| serves.name.clone());
-            let Some(name) = named.or_else(|| certificate.names().first().map(Name::example)) else { return Ok(None) };
-            let (chain, key) = self.read_back()?;
-            return judge.files(&PairPem { chain: &chain, key: &key }, &name, profile).map(Some);
-        };
-        if profile == Profile::Client {
+        let serves = self.placement.serves.as_ref();
+        if let Some(serves) = serves.filter(|_| self.transport.runs_programs()) {
+            if profile != Profile::Client {
+                return judge.serving(serves, None, patience).map(Some);
+            }
             let (chain, key) = self.read_back()?;
             return judge.serving(serves, Some(&PairPem { chain: &chain, key: &key }), patience).map(Some);
         }
-        judge.serving(serves, None, patience).map(Some)
+        let named = serves.map(|serves| serves.name.clone());
+        let Some(name) = named.or_else(|| certificate.names().first().map(Name::example)) else { return Ok(None) };
+        let (chain, key) = self.read_back()?;
+        judge.files(&PairPem { chain: &chain, key: &key }, &name, profile).map(Some)
     }
 
     fn read_back(&self) -> Result<(Vec<u8>, zeroize::Zeroizing<Vec<u8>>)> {
         let read = |path: &GuestPath| {
-            self.transport.get(path, LONGEST_FILE)?.ok_or_else(|| Error::File {
-                guest: self.transport.guest().into(),
-                attempted: "read",
-                path: path.to_string(),
-                source: ErrorKind::NotFound.into(),
-            })
+            self.transport.get(path, LONGEST_FILE)?.ok_or_else(|| self.failed("read", path, ErrorKind::NotFound.into()))
         };
         Ok((read(&self.placement.cert.path)?, read(&self.placement.key.path)?.into()))
     }
@@ -281,124 +344,200 @@ impl<'a> Delivery<'a> {
         let placed = differences
             .iter()
             .any(|difference| !matches!(difference, Difference::NotActivated | Difference::NotServing { .. }));
-        let back = if placed {
-            self.switch(standing)?
-        } else if standing.pending {
-            Back::To(self.previous()?)
-        } else {
-            // The pair stood here before this run: a service that is down is not helped by an older one.
-            Back::Nowhere
-        };
-        let proof = match self
-            .read_back_as_wanted()
+        let change = if placed { self.prepare(standing)? } else { self.unfinished(standing)? };
+        let switched = if placed { self.switch(&change) } else { Ok(()) };
+        let taken = switched
+            .and_then(|()| self.read_back_as_wanted())
             .and_then(|()| self.activate())
-            .and_then(|()| self.prove(judge, PATIENCE))
-        {
-            Ok(proof) => proof,
-            Err(error) if matches!(back, Back::Nowhere) => return Err(error),
-            Err(error) => return Err(self.roll_back(&back, error)),
-        };
-        self.transport.remove(&self.state.join("pending")?)?;
-        self.sweep()?;
-        Ok(proof)
+            .and_then(|()| self.prove(judge, PATIENCE));
+        match taken {
+            Ok(proof) => {
+                match &change {
+                    Change::Link { new, old } => self.finish(&[Some(new), old.as_ref()])?,
+                    Change::InPlace { .. } => self.finish(&[])?,
+                    Change::No if standing.pending == Pending::No => {}
+                    Change::No if standing.files.iter().all(|file| file.link.is_none()) => self.finish(&[])?,
+                    Change::No => self.finish(&[standing.current.as_ref(), standing.previous.as_ref()])?,
+                }
+                Ok(proof)
+            }
+            Err(error) if matches!(change, Change::No) => Err(error),
+            Err(error) => Err(self.roll_back(&change, error, judge)),
+        }
     }
 
-    /// Puts the new generation in place. Nothing that a consumer reads changes before the one rename at the end.
-    fn switch(&self, standing: &Standing) -> Result<Back> {
+    /// The change of a run that ended between the switch and its proof; this run may still have to undo it.
+    fn unfinished(&self, standing: &Standing) -> Result<Change> {
+        Ok(match &standing.pending {
+            Pending::Switch(new) if standing.current.as_ref() == Some(new) => match &standing.previous {
+                // A generation that somebody removed is nothing to go back to.
+                Some(old) if self.generation(old)?.is_empty() => Change::No,
+                old => Change::Link { new: new.clone(), old: old.clone() },
+            },
+            Pending::InPlace => self.backup()?.map_or(Change::No, |old| Change::InPlace { old }),
+            _ => Change::No,
+        })
+    }
+
+    /// Writes everything that the switch needs. No byte that a consumer reads changes.
+    fn prepare(&self, standing: &Standing) -> Result<Change> {
         let guest = self.transport;
-        let generation = self.put_generation(&self.wanted)?;
+        let repaired;
+        let standing = match &standing.pending {
+            Pending::InPlace => match self.backup()? {
+                // A run was cut short between two files: what was there before comes back first.
+                Some(old) => {
+                    self.restore(&old)?;
+                    repaired = self.observe()?;
+                    &repaired
+                }
+                None => standing,
+            },
+            _ => standing,
+        };
+        let texts = self.link_texts()?;
+        self.refuse_foreign(standing, &texts)?;
+        let (current, previous) = (self.state.join("current")?, self.state.join("previous")?);
+        let linked = standing.current.is_some()
+            && texts.iter().zip(&standing.files).all(|(text, observed)| observed.link.as_ref() == Some(text));
         let mut old = standing.current.clone();
-        let linked = self
-            .wanted
-            .iter()
-            .zip(&standing.files)
-            .all(|(wanted, observed)| observed.link.as_deref() == Some(self.link_text(wanted).as_str()));
-        if !linked {
-            let adopted = self.adopt(standing)?;
-            if let Some((name, _)) = &adopted {
-                match guest.link(&self.state.join("current")?, name) {
-                    Err(error) if has_no_symlinks(&error) => return self.replace_in_place(adopted),
-                    other => other?,
-                }
-            } else if standing.current.is_some() {
-                // Links into a generation that nothing reads: start clean, so that new links lead nowhere yet.
-                guest.remove(&self.state.join("current")?)?;
-            }
-            for wanted in &self.wanted {
-                match guest.link(&wanted.placed.path, &self.link_text(wanted)) {
-                    Err(error) if has_no_symlinks(&error) => return self.replace_in_place(adopted),
-                    other => other?,
-                }
-            }
-            old = adopted.map(|(name, _)| name);
+        let found = if linked { Vec::new() } else { self.found(standing)? };
+        if linked && let Change::Link { old: Some(proven), .. } = self.unfinished(standing)? {
+            // The way back leads to a pair that its consumer took, not to one that was never proven.
+            guest.link(&current, &proven)?;
+            old = Some(proven);
         }
-        self.mark_pending()?;
-        let previous = self.state.join("previous")?;
+        let new = generation_name()?;
+        match guest.link(&self.state.join("pending")?, &new) {
+            Err(error) if has_no_symlinks(&error) => return self.prepare_in_place(found),
+            marked => marked?,
+        }
+        self.put_generation(&new, &self.wanted)?;
+        if !linked {
+            if found.is_empty() {
+                // New links lead nowhere until the switch.
+                old = None;
+                guest.remove(&current)?;
+            } else {
+                let adopted = generation_name()?;
+                self.put_generation(&adopted, &found)?;
+                guest.link(&current, &adopted)?;
+                old = Some(adopted);
+            }
+            for (wanted, text) in self.wanted.iter().zip(&texts) {
+                match guest.link(&wanted.placed.path, text) {
+                    Err(error) if has_no_symlinks(&error) => return self.prepare_in_place(found),
+                    linked => linked?,
+                }
+            }
+        }
         match &old {
             Some(old) => guest.link(&previous, old)?,
             None => guest.remove(&previous)?,
         }
-        guest.link(&self.state.join("current")?, &generation)?;
-        Ok(Back::To(old))
+        Ok(Change::Link { new, old })
     }
 
-    /// Copies what the paths hold now into a generation, so that they can become links without changing.
-    fn adopt(&self, standing: &Standing) -> Result<Option<(String, Vec<Wanted>)>> {
-        let mut adopted = Vec::new();
-        for (wanted, observed) in self.wanted.iter().zip(&standing.files) {
+    /// Where no symlink can be: a backup, which the marker names.
+    fn prepare_in_place(&self, old: Vec<Wanted>) -> Result<Change> {
+        let mut backup = String::new();
+        if !old.is_empty() {
+            backup = generation_name()?;
+            self.put_generation(&backup, &old)?;
+        }
+        let path = self.state.join("pending")?;
+        self.transport.put(&File { path, bytes: backup.into(), mode: Mode::CERTIFICATE, owner: Owner::ROOT })?;
+        Ok(Change::InPlace { old })
+    }
+
+    /// What a consumer reads changes here: by one rename, or where no symlink can be by one for each file.
+    fn switch(&self, change: &Change) -> Result<()> {
+        match change {
+            Change::No => Ok(()),
+            Change::Link { new, .. } => self.transport.link(&self.state.join("current")?, new),
+            Change::InPlace { .. } => {
+                self.wanted.iter().try_for_each(|wanted| self.transport.put(&wanted.file(&wanted.placed.path)))
+            }
+        }
+    }
+
+    /// What is neither a file nor absent stays as it is: somebody meant something by it.
+    fn refuse_foreign(&self, standing: &Standing, texts: &[String]) -> Result<()> {
+        if let Some(path) = &standing.directory {
+            let why = io::Error::new(ErrorKind::IsADirectory, "a directory is there");
+            return Err(self.failed("replace", path, why));
+        }
+        for ((wanted, observed), text) in self.wanted.iter().zip(&standing.files).zip(texts) {
+            if let Observed { link: Some(link), file: None, .. } = observed
+                && link != text
+            {
+                let why = format!("a symlink is there that leads to no file: {:?}", printable(link.as_bytes()));
+                return Err(self.failed("replace", &wanted.placed.path, io::Error::new(ErrorKind::AlreadyExists, why)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The files that the paths hold now, with their modes and owners.
+    fn found(&self, standing: &Standing) -> Result<Vec<Wanted>> {
+        let places = self.wanted.iter().map(|wanted| wanted.placed.path.clone()).collect::<Vec<_>>();
+        self.read_files(&places, &standing.files)
+    }
+
+    /// The files of a generation; none when it is not there.
+    fn generation(&self, name: &str) -> Result<Vec<Wanted>> {
+        let directory = self.state.join(name)?;
+        let places = self.wanted.iter().map(|wanted| directory.join(wanted.name)).collect::<Result<Vec<_>>>()?;
+        self.read_files(&places, &self.transport.observe(&places)?)
+    }
+
+    fn read_files(&self, places: &[GuestPath], observed: &[Observed]) -> Result<Vec<Wanted>> {
+        let mut files = Vec::new();
+        for ((wanted, place), observed) in self.wanted.iter().zip(places).zip(observed) {
             let Some(file) = &observed.file else { continue };
-            let Some(bytes) = self.transport.get(&wanted.placed.path, LONGEST_FILE)? else { continue };
-            let owner =
-                Owner { user: crate::guest::Id::Number(file.user.0), group: crate::guest::Id::Number(file.group.0) };
+            let Some(bytes) = self.transport.get(place, LONGEST_FILE)? else { continue };
+            let owner = Owner { user: Id::Number(file.user.0), group: Id::Number(file.group.0) };
             let placed = Placed { path: wanted.placed.path.clone(), mode: file.mode, owner };
             let digest = digest(&bytes);
-            adopted.push(Wanted { name: wanted.name, placed, bytes: bytes.into(), digest });
+            files.push(Wanted { name: wanted.name, placed, bytes: bytes.into(), digest });
         }
-        if adopted.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some((self.put_generation(&adopted)?, adopted)))
+        Ok(files)
     }
 
-    /// Where no symlink can be: new files over old ones, no reload between.
-    fn replace_in_place(&self, adopted: Option<(String, Vec<Wanted>)>) -> Result<Back> {
-        self.mark_pending()?;
-        self.wanted.iter().try_for_each(|wanted| self.transport.put(&wanted.file(&wanted.placed.path)))?;
-        Ok(Back::InPlace(adopted.map(|(_, files)| files).unwrap_or_default()))
+    /// What was there before files were replaced in place; `None` when nobody knows any more.
+    fn backup(&self) -> Result<Option<Vec<Wanted>>> {
+        let Some(name) = self.transport.get(&self.state.join("pending")?, 64)? else { return Ok(None) };
+        match String::from_utf8(name) {
+            Ok(name) if name.is_empty() => Ok(Some(Vec::new())),
+            Ok(name) if is_generation(&name) => Ok(Some(self.generation(&name)?).filter(|files| !files.is_empty())),
+            _ => Ok(None),
+        }
     }
 
-    fn put_generation(&self, files: &[Wanted]) -> Result<String> {
-        let mut all = Vec::new();
-        for file in files {
-            all.extend_from_slice(&file.digest);
-            all.extend_from_slice(format!("{} {} {}\n", file.name, file.placed.mode, file.placed.owner).as_bytes());
-        }
-        // Time and chance keep it apart from a generation of the same files that somebody changed by hand.
-        all.extend_from_slice(&random()?);
-        let name: String = digest(&all).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        for file in files {
-            self.transport.put(&file.file(&self.state.join(&name)?.join(file.name)?))?;
-        }
-        Ok(name)
+    fn restore(&self, old: &[Wanted]) -> Result<()> {
+        self.wanted.iter().try_for_each(|wanted| match old.iter().find(|file| file.name == wanted.name) {
+            Some(file) => self.transport.put(&file.file(&wanted.placed.path)),
+            None => self.transport.remove(&wanted.placed.path),
+        })
     }
 
-    fn mark_pending(&self) -> Result<()> {
-        let path = self.state.join("pending")?;
-        self.transport.put(&File { path, bytes: Vec::new(), mode: Mode::CERTIFICATE, owner: Owner::ROOT })
+    fn put_generation(&self, name: &str, files: &[Wanted]) -> Result<()> {
+        let directory = self.state.join(name)?;
+        files.iter().try_for_each(|file| self.transport.put(&file.file(&directory.join(file.name)?)))
     }
 
     /// Law 2: in place means that digest, mode and owner read back as wanted, through the paths that the consumer uses.
     fn read_back_as_wanted(&self) -> Result<()> {
-        let standing = self.standing(self.transport.observe(&self.paths()?)?);
-        match self.plan(&standing).into_iter().find(|difference| *difference != Difference::NotActivated) {
-            None => Ok(()),
-            Some(difference) => Err(Error::ReadBack {
+        let difference =
+            self.plan(&self.observe()?).into_iter().find(|difference| *difference != Difference::NotActivated);
+        difference.map_or(Ok(()), |difference| {
+            Err(Error::ReadBack {
                 guest: self.transport.guest().into(),
                 path: self.placement.cert.path.to_string(),
                 expected: "the pair as it was placed".into(),
                 found: difference.to_string(),
-            }),
-        }
+            })
+        })
     }
 
     /// Has the consumer check its configuration and take the pair.
@@ -406,74 +545,112 @@ impl<'a> Delivery<'a> {
         if !self.transport.runs_programs() {
             return Ok(());
         }
-        for argv in [&self.placement.check, &self.placement.reload].into_iter().flatten() {
-            run(self.transport, argv)?;
-        }
-        Ok(())
-    }
-
-    fn previous(&self) -> Result<Option<String>> {
-        Ok(self.generations()?.into_iter().nth(1).flatten())
-    }
-
-    /// What `current` and `previous` lead to.
-    fn generations(&self) -> Result<Vec<Option<String>>> {
-        let observed = self.transport.observe(&[self.state.join("current")?, self.state.join("previous")?])?;
-        Ok(observed.into_iter().map(|observed| observed.link.filter(|name| is_generation(name))).collect())
+        let mut commands = [&self.placement.check, &self.placement.reload].into_iter().flatten();
+        commands.try_for_each(|argv| run(self.transport, argv))
     }
 
     /// Puts back what was there and has the consumer take it; the error holds both causes.
-    fn roll_back(&self, back: &Back, cause: Error) -> Error {
-        let restored = (|| {
-            match back {
-                Back::Nowhere => {}
-                Back::To(Some(old)) => self.transport.link(&self.state.join("current")?, old)?,
-                Back::To(None) => {
-                    for wanted in &self.wanted {
-                        self.transport.remove(&wanted.placed.path)?;
-                    }
-                    self.transport.remove(&self.state)?;
-                }
-                Back::InPlace(files) => {
-                    for wanted in &self.wanted {
-                        match files.iter().find(|file| file.name == wanted.name) {
-                            Some(file) => self.transport.put(&file.file(&file.placed.path))?,
-                            None => self.transport.remove(&wanted.placed.path)?,
-                        }
-                    }
-                }
-            }
-            if !matches!(back, Back::To(None)) {
-                if let (Some(reload), true) = (&self.placement.reload, self.transport.runs_programs()) {
-                    run(self.transport, reload)?;
-                }
-                self.transport.remove(&self.state.join("pending")?)?;
-                self.sweep()?;
-            }
-            Ok(())
-        })();
+    fn roll_back(&self, change: &Change, cause: Error, judge: &Judge<'_>) -> Error {
         Error::RolledBack {
             guest: self.transport.guest().into(),
             path: self.placement.cert.path.to_string(),
             source: Box::new(cause),
-            rollback: restored.err().map(Box::new),
+            rollback: self.undo(change, judge).err().map(Box::new),
         }
     }
 
-    /// Removes generations that are neither current nor previous: what killed and rolled-back runs left.
-    fn sweep(&self) -> Result<()> {
-        let kept = self.generations()?;
-        for name in self.transport.list(&self.state)? {
-            if is_generation(&name) && !kept.iter().flatten().any(|kept| *kept == name) {
-                self.transport.remove(&self.state.join(&name)?)?;
+    /// The marker goes last: while it is there, the next run knows that the consumer may hold another pair than the files.
+    fn undo(&self, change: &Change, judge: &Judge<'_>) -> Result<()> {
+        match change {
+            Change::No => return Ok(()),
+            Change::Link { old: Some(old), .. } => self.transport.link(&self.state.join("current")?, old)?,
+            // Without it, all paths lead nowhere at once.
+            Change::Link { old: None, .. } => self.transport.remove(&self.state.join("current")?)?,
+            Change::InPlace { old } => self.restore(old)?,
+        }
+        if change.had_nothing() {
+            // A consumer that runs keeps what it has: with its files gone again, it could load nothing.
+            self.wanted.iter().try_for_each(|wanted| self.transport.remove(&wanted.placed.path))?;
+            self.finish(&[])?;
+            return self.transport.remove(&self.state);
+        }
+        if let (Some(reload), true) = (&self.placement.reload, self.transport.runs_programs()) {
+            run(self.transport, reload)?;
+        }
+        self.prove_restored(judge)?;
+        match change {
+            Change::Link { old, .. } => self.finish(&[old.as_ref()]),
+            _ => self.finish(&[]),
+        }
+    }
+
+    /// Whether the service shows again what was put back, however that would be judged today.
+    fn prove_restored(&self, judge: &Judge<'_>) -> Result<()> {
+        let ours = self.leaf.certificate().profile() != Some(Profile::Client);
+        let Some(serves) = self.placement.serves.as_ref().filter(|_| ours && self.transport.runs_programs()) else {
+            return Ok(());
+        };
+        let chain = self.transport.get(&self.placement.cert.path, LONGEST_FILE)?.unwrap_or_default();
+        match CertificateDer::from_pem_slice(&chain) {
+            Ok(old) => judge.showing(serves, Fingerprint::of(&old), RESTORING),
+            // What was there was no certificate, so no service showed it.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Removes the generations that are not kept: what replaced, killed and rolled-back runs left. The marker goes last.
+    fn finish(&self, kept: &[Option<&String>]) -> Result<()> {
+        if kept.is_empty() {
+            self.transport.remove(&self.state.join("current")?)?;
+            self.transport.remove(&self.state.join("previous")?)?;
+        }
+        // With a `current` that nobody can read, any generation may be in use.
+        if kept.is_empty() || kept[0].is_some() {
+            for name in self.transport.list(&self.state)? {
+                if is_generation(&name) && !kept.iter().flatten().any(|kept| **kept == name) {
+                    self.transport.remove(&self.state.join(&name)?)?;
+                }
             }
         }
-        Ok(())
+        self.transport.remove(&self.state.join("pending")?)
     }
 
-    /// What the path of a file says as a symlink: relative, so that it holds through bind mounts.
-    fn link_text(&self, wanted: &Wanted) -> String {
-        relative(&wanted.placed.path.parent(), &self.state) + "/current/" + wanted.name
+    /// What each path says as a symlink: relative, so that it holds through bind mounts.
+    fn link_texts(&self) -> Result<Vec<String>> {
+        let home = self.placement.cert.path.parent();
+        let texts = self.wanted.iter().map(|wanted| {
+            let parent = wanted.placed.path.parent();
+            // Below the state's own directory a link only leads down; from elsewhere it first leads up.
+            let from = if parent == home { parent } else { self.physical(parent)? };
+            Ok(relative(&from, &self.state) + "/current/" + wanted.name)
+        });
+        texts.collect()
+    }
+
+    /// A directory as it is called without symlinks: where `..` leads up from.
+    fn physical(&self, mut directory: GuestPath) -> Result<GuestPath> {
+        for _ in 0..=LINKS_LIMIT {
+            let mut prefixes = vec![directory.clone()];
+            while let Some(last) = prefixes.last().filter(|last| last.as_str() != "/") {
+                prefixes.push(last.parent());
+            }
+            prefixes.reverse();
+            let observed = self.transport.observe(&prefixes)?;
+            let first = prefixes.iter().zip(observed).find_map(|(path, observed)| Some((path, observed.link?)));
+            let Some((link, target)) = first else { return Ok(directory) };
+            let below = &directory.as_str()[link.as_str().len()..];
+            let from = if target.starts_with('/') { GuestPath::root() } else { link.parent() };
+            directory = format!("{target}{below}").split('/').try_fold(from, |at, part| match part {
+                "" | "." => Ok(at),
+                ".." => Ok(at.parent()),
+                part => at.join(part),
+            })?;
+        }
+        Err(self.failed("observe", &directory, io::Error::other("too many symlinks")))
+    }
+
+    fn failed(&self, attempted: &'static str, path: &GuestPath, source: io::Error) -> Error {
+        Error::File { guest: self.transport.guest().into(), attempted, path: path.to_string(), source }
     }
 }
 
@@ -482,16 +659,6 @@ impl Wanted {
         let Placed { mode, owner, .. } = self.placed.clone();
         File { path: path.clone(), bytes: self.bytes.to_vec(), mode, owner }
     }
-}
-
-/// What a rollback restores.
-enum Back {
-    /// Nothing: this run did not switch.
-    Nowhere,
-    /// The link, to this generation; with none, nothing was there before.
-    To(Option<String>),
-    /// The files themselves.
-    InPlace(Vec<Wanted>),
 }
 
 /// Runs a consumer's command; a status that is not zero is an error.
@@ -551,17 +718,39 @@ fn digest(bytes: &[u8]) -> [u8; 32] {
     *phoenix_pki::Fingerprint::of(bytes).as_bytes()
 }
 
-fn random() -> Result<[u8; 16]> {
-    let mut bytes = [0; 16];
+/// Chance alone: the same files may come twice, and somebody may have changed the first by hand.
+fn generation_name() -> Result<String> {
+    let mut bytes = [0; 8];
     aws_lc_rs::rand::fill(&mut bytes)
         .map_err(|_| Error::Unsupported { guest: "host".into(), what: "the system gives no random numbers".into() })?;
-    Ok(bytes)
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Places a pair, has its consumer check and take it, and proves it; or puts back what was there.
 ///
-/// `anchors` are what the handshake trusts, and nothing else is.
+/// When nothing differs it writes nothing, runs nothing and only proves. `anchors` are what the handshake trusts, and
+/// nothing else is; `at` is the time that it judges by.
 ///
+/// ```
+/// use phoenix_guest::{Placement, Rootfs, ensure_pair};
+///
+/// # use phoenix_pki::{Authority, AuthorityParams, LeafParams, Permitted, RootKey, Store};
+/// # let (directory, now) = (tempfile::tempdir()?, time::OffsetDateTime::now_utc());
+/// # let params = AuthorityParams::new("Example", Permitted::parse(["internal.example"])?);
+/// # let params = AuthorityParams { root_key: RootKey::Plain, ..params };
+/// # let authority = Authority::create(&Store::new(directory.path().join("store")), &params, now)?;
+/// # let path = directory.path().join("guest");
+/// # std::fs::create_dir(&path)?;
+/// let guest = Rootfs::new("101", &path)?;
+/// let leaf = authority.ensure(&LeafParams::server(["nginx.internal.example"])?, now)?.leaf;
+/// let anchors = [authority.root().der().clone()];
+/// let placement = Placement::new("/etc/nginx/ssl/nginx.crt".parse()?, "/etc/nginx/ssl/nginx.key".parse()?);
+/// let first = ensure_pair(&guest, &leaf, &placement, &anchors, now)?;
+/// assert_eq!(first.differences[0].to_string(), "/etc/nginx/ssl/nginx.crt is missing");
+/// assert!(!ensure_pair(&guest, &leaf, &placement, &anchors, now)?.changed());
+/// assert!(path.join("etc/nginx/ssl/nginx.crt").is_symlink());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 /// # Errors
 /// [`Error::RolledBack`] when the consumer's check, its reload or the proof failed; the transport's otherwise.
 pub fn ensure_pair(

@@ -166,9 +166,10 @@ pub(crate) fn causes(error: &dyn std::error::Error) -> Vec<String> {
     causes
 }
 
-/// A failure on the way back, which has no place in the chain of sources.
+/// A failure on the way back: it has no place in the chain of sources, so its own chain is told here.
 fn also(rollback: &Option<Box<Error>>) -> String {
-    rollback.as_ref().map(|error| format!(", and that failed too: {error}")).unwrap_or_default()
+    let Some(error) = rollback else { return String::new() };
+    format!(", and that failed too: {}", causes(error.as_ref()).join(": "))
 }
 
 /// Key and value of an inventory, as far as they are known, before the reason.

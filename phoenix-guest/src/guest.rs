@@ -6,6 +6,8 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 
 /// An absolute path inside a guest, free of `..`, control characters and a trailing slash.
+///
+/// Parsed from text of at most 4096 bytes, each component at most 255; nothing is normalised, `.` and `//` are refused.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GuestPath(String);
 
@@ -74,7 +76,7 @@ impl fmt::Debug for GuestPath {
     }
 }
 
-/// Permission bits of a file, `0o000` to `0o777`.
+/// Permission bits of a file, `0o000` to `0o777`; as text three or four octal digits such as `0640`, perhaps after `0o`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Mode(u32);
 

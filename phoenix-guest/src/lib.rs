@@ -1,4 +1,4 @@
-//! Certificates into the containers and VMs of a hypervisor: placed, trusted, proven by a handshake.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 mod audit;

@@ -56,7 +56,7 @@ pub struct CertificateReport {
     pub reason: Reason,
     /// Its fingerprint, once there is one.
     pub fingerprint: Option<Fingerprint>,
-    /// The end of its validity, once there is one.
+    /// The end of its validity, once there is one; RFC 3339 when serialised.
     #[serde(with = "time::serde::rfc3339::option")]
     pub not_after: Option<OffsetDateTime>,
 }

@@ -194,6 +194,29 @@ pub struct Installed {
 }
 
 /// The trust stores of one guest.
+///
+/// ```
+/// use phoenix_guest::{Rootfs, StoreState, Trust};
+///
+/// # use phoenix_pki::{Authority, AuthorityParams, Permitted, RootKey, Store};
+/// # let (directory, now) = (tempfile::tempdir()?, time::OffsetDateTime::now_utc());
+/// # let params = AuthorityParams::new("Example", Permitted::parse(["internal.example"])?);
+/// # let params = AuthorityParams { root_key: RootKey::Plain, ..params };
+/// # let authority = Authority::create(&Store::new(directory.path().join("store")), &params, now)?;
+/// # let path = directory.path().join("guest");
+/// # std::fs::create_dir_all(path.join("etc/ssl/certs"))?;
+/// # std::fs::write(path.join("etc/os-release"), "ID=debian\n")?;
+/// # std::fs::write(path.join("etc/ssl/certs/ca-certificates.crt"), "")?;
+/// let guest = Rootfs::new("101", &path)?;
+/// let trust = Trust::of(&guest, &[])?;
+/// let anchors = [authority.root().clone()];
+/// assert_eq!(trust.status(&anchors)?[0].state, StoreState::Missing);
+/// assert!(trust.install(&anchors)?.changed);
+/// assert!(!trust.install(&anchors)?.changed);
+/// assert_eq!(trust.bundle()?, [authority.root().der().clone()]);
+/// assert!(trust.remove(&authority.root().fingerprint())?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Trust<'a> {
     transport: &'a dyn Transport,
     release: OsRelease,

@@ -85,7 +85,8 @@ impl Authority {
         Self::open(store)
     }
 
-    /// Opens the authority of a store, or makes it when there is none.
+    /// Opens the authority of a store, or makes it when there is none. One that is there is opened as it is, whatever
+    /// `params` say.
     ///
     /// # Errors
     /// As [`Authority::open`] and [`Authority::create`].
@@ -192,6 +193,18 @@ impl Authority {
 
     /// Moves the root key out of the store to a new file; the intermediate works on.
     ///
+    /// ```
+    /// # use phoenix_pki::{Authority, AuthorityParams, LeafParams, Permitted, RootKey, Store};
+    /// # let directory = tempfile::tempdir()?;
+    /// # let (store, now) = (Store::new(directory.path().join("store")), time::OffsetDateTime::now_utc());
+    /// # let params = AuthorityParams::new("Example", Permitted::parse(["internal.example"])?);
+    /// # let authority = Authority::create(&store, &AuthorityParams { root_key: RootKey::Plain, ..params }, now)?;
+    /// let away = directory.path().join("root.key");
+    /// authority.seal(&away)?;
+    /// assert!(away.is_file() && authority.seal(&away).is_err());
+    /// assert!(authority.ensure(&LeafParams::server(["a.internal.example"])?, now)?.changed());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     /// # Errors
     /// [`Error::Sealed`] when it is gone already, [`Error::WriteFile`] when the file is there or cannot be written.
     pub fn seal(&self, to: &Path) -> Result<()> {

@@ -21,7 +21,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::error::{Error, Result};
 
-/// The kind of a key.
+/// The kind of a key; as text `ecdsa-p256`, `ecdsa-p384`, `ed25519`, `rsa-2048`, `rsa-3072` or `rsa-4096`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum KeyType {

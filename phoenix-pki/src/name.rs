@@ -121,7 +121,7 @@ impl<'de> serde::Deserialize<'de> for Name {
 
 /// What an authority may certify: its permitted subtrees (RFC 5280 §4.2.1.10).
 ///
-/// `internal.example` permits that name and all below it; `10.0.0.0/8` permits the addresses in it.
+/// `internal.example` permits that name and all below it; `10.0.0.0/8` permits the addresses in it, `10.0.0.1` itself.
 /// A kind with no entry at all is excluded altogether.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Permitted {

@@ -34,7 +34,7 @@ impl std::fmt::Display for Profile {
     }
 }
 
-/// A span of time in whole seconds, written like `90s`, `15m`, `24h`, `90d` or `2y` (a year is 365 days).
+/// A span of time in whole seconds, written like `90s`, `15m`, `24h`, `90d` or `2y` (a year is 365 days), at most `100y`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lifetime(Duration);
 
@@ -107,7 +107,8 @@ impl std::fmt::Display for Lifetime {
     }
 }
 
-/// When a certificate is due for renewal.
+/// When a certificate is due for renewal; as text a share of its lifetime such as `66%`, or a span before its end such as
+/// `12h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Renewal {
@@ -349,7 +350,7 @@ impl AuthorityParams {
     }
 }
 
-/// Why a certificate is revoked (RFC 5280 §5.3.1).
+/// Why a certificate is revoked (RFC 5280 §5.3.1); as text in lower case with hyphens, such as `key-compromise`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]

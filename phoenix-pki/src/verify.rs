@@ -18,8 +18,25 @@ use crate::profile::Profile;
 /// Verifies a chain, leaf first, against trust anchors for a purpose, at a time. Revocation is not asked about:
 /// see [`Verification`].
 ///
-/// [`Profile::Peer`] asks for both purposes. A wildcard `name` asks for a host below it.
+/// [`Profile::Peer`] asks for both purposes. A wildcard `name` asks for a host below it; without a
+/// `name`, none is asked about.
 ///
+/// ```
+/// use phoenix_pki::{Profile, verify};
+///
+/// # use phoenix_pki::{Authority, AuthorityParams, LeafParams, Permitted, RootKey, Store};
+/// # let directory = tempfile::tempdir()?;
+/// # let (store, now) = (Store::new(directory.path().join("store")), time::OffsetDateTime::now_utc());
+/// # let params = AuthorityParams::new("Example", Permitted::parse(["internal.example"])?);
+/// # let authority = Authority::create(&store, &AuthorityParams { root_key: RootKey::Plain, ..params }, now)?;
+/// let leaf = authority.ensure(&LeafParams::server(["*.internal.example"])?, now)?.leaf;
+/// let anchors = [authority.root().clone()];
+/// verify(leaf.chain(), &anchors, Profile::Server, Some(&"www.internal.example".parse()?), now)?;
+/// assert!(verify(leaf.chain(), &anchors, Profile::Client, None, now).is_err());
+/// let late = leaf.certificate().not_after() + time::Duration::SECOND;
+/// assert!(verify(leaf.chain(), &anchors, Profile::Server, None, late).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 /// # Errors
 /// [`Error::Time`] outside the leaf's validity, [`Error::Chain`] with the verifier's verdict otherwise.
 pub fn verify(

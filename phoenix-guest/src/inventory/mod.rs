@@ -16,7 +16,7 @@ mod form;
 mod scalar;
 mod source;
 
-/// How long one guest may hold up a run when its entry says nothing else.
+/// How long one guest may hold up a run when its entry says nothing else: five minutes.
 pub const GUEST_DEADLINE: Duration = Duration::from_secs(300);
 
 /// A whole inventory, parsed and checked.

@@ -38,6 +38,17 @@ const TEMPORARY: &str = ".phoenix-tmp-";
 /// an unprivileged container's root with its id mapping, or reach it through `pct`.
 ///
 /// One caller at a time writes to a guest; the next one removes what a killed one left under a temporary name.
+///
+/// ```
+/// use phoenix_guest::{File, Mode, Owner, Rootfs, Transport};
+///
+/// # let directory = tempfile::tempdir()?;
+/// let guest = Rootfs::new("101", directory.path())?;
+/// let path = "/etc/motd".parse()?;
+/// guest.put(&File { path, bytes: b"hello".into(), mode: Mode::CERTIFICATE, owner: Owner::ROOT })?;
+/// assert_eq!(std::fs::read(directory.path().join("etc/motd"))?, b"hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Rootfs {
     pub(super) name: String,
