@@ -243,18 +243,20 @@ impl Run<'_> {
     fn layer(&self, guests: &[&GuestEntry]) -> Vec<(usize, GuestReport)> {
         let next = AtomicUsize::new(0);
         let reports = Mutex::new(Vec::new());
-        std::thread::scope(|scope| {
-            for _ in 0..self.options.parallel.clamp(1, guests.len().max(1)) {
-                scope.spawn(|| {
-                    while let Some(entry) = guests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let report = self.guest(entry);
-                        (self.events)(Event::Finished { guest: &report.guest });
-                        let place =
-                            self.inventory.guests.iter().position(|other| other.id == entry.id).unwrap_or(usize::MAX);
-                        reports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((place, report));
-                    }
-                });
+        let work = || {
+            while let Some(entry) = guests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let report = self.guest(entry);
+                (self.events)(Event::Finished { guest: &report.guest });
+                let place = self.inventory.guests.iter().position(|other| other.id == entry.id).unwrap_or(usize::MAX);
+                reports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((place, report));
             }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..self.options.parallel.clamp(1, guests.len().max(1)) {
+                scope.spawn(work);
+            }
+            // This thread is one of those that work: a run without parallelism has no other.
+            work();
         });
         reports.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::time::Duration;
 
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
@@ -50,17 +49,16 @@ impl Authority {
     /// Opens the authority of a store.
     ///
     /// # Errors
-    /// [`Error::AuthorityMissing`] when there is none, [`Error::Parse`] when its certificates may not serve.
+    /// [`Error::AuthorityMissing`] when there is none, [`Error::AuthorityUnfit`] when its certificates may not serve.
     pub fn open(store: &Store) -> Result<Self> {
         let stored = store.authority()?.ok_or_else(|| Error::AuthorityMissing { store: store.path().to_path_buf() })?;
         let origin = |role| store.authority_file(&stored.generation, role, "crt").display().to_string();
         let root = Certificate::from_pem(&stored.root, &origin(Role::Root))?;
         let intermediate = Certificate::from_pem(&stored.intermediate, &origin(Role::Intermediate))?;
-        // Damage is one file's: the error says which.
         fit(&root, &intermediate).map_err(|error| match error {
-            Error::AuthorityUnfit { role, why, .. } => {
-                let role = if role == Role::Root.name() { Role::Root } else { Role::Intermediate };
-                Error::Parse { origin: origin(role), what: "certificate of an authority", why }
+            Error::AuthorityUnfit { role, subject, why } => {
+                let file = origin(if role == Role::Root.name() { Role::Root } else { Role::Intermediate });
+                Error::AuthorityUnfit { role, subject, why: format!("{why} ({file})") }
             }
             other => other,
         })?;
@@ -178,6 +176,38 @@ impl Authority {
         Ok(self.make(&lock, &[Due::new(wanted, held.as_ref())], now)?.remove(0))
     }
 
+    /// New certificates with keys of their own, of which the store keeps no copy: for what is handed on at once.
+    ///
+    /// Each is verified, and recorded in the ledger without a label, so it is revoked by its serial number. Many in one
+    /// call open the authority's key once, and use every core.
+    ///
+    /// ```
+    /// # use phoenix_pki::{Authority, AuthorityParams, LeafParams, Permitted, RootKey, Store};
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let (store, now) = (Store::new(directory.path().join("store")), time::OffsetDateTime::now_utc());
+    /// # let params = AuthorityParams::new("Example", Permitted::parse(["internal.example"])?);
+    /// # let params = AuthorityParams { root_key: RootKey::Plain, ..params };
+    /// # let authority = Authority::create(&store, &params, now)?;
+    /// let wanted = LeafParams { lifetime: "24h".parse()?, ..LeafParams::client(["job-17.internal.example"])? };
+    /// let leaf = authority.sign(&[wanted], now)?.remove(0);
+    /// assert!(authority.leaf(leaf.label())?.is_none());
+    /// # Ok::<(), phoenix_pki::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Authority::ensure`]; nothing is made when one of them is refused.
+    pub fn sign(&self, wanted: &[LeafParams], now: OffsetDateTime) -> Result<Vec<Leaf>> {
+        for wanted in wanted {
+            wanted.check()?;
+            self.check_names(&wanted.names)?;
+        }
+        let lock = self.store.lock()?;
+        let leaves = self.sign_all(wanted, |wanted| wanted, now)?;
+        let event = |leaf: &Leaf| Event::Issued(Issued::of(leaf.certificate(), None, None));
+        lock.record(&leaves.iter().map(event).collect::<Vec<_>>())?;
+        Ok(leaves)
+    }
+
     /// The current certificate under a label, when there is one.
     ///
     /// # Errors
@@ -186,7 +216,7 @@ impl Authority {
         // A label is one name; more would lead elsewhere in the store, or out of it.
         let pair = if label.contains('/') { None } else { self.store.pair(label)? };
         let Some(pair) = pair else { return Ok(None) };
-        let chain = Certificate::all_from_pem(&pair.chain, &pair.origin)?;
+        let chain = Certificate::chain_from_pem(&pair.chain, Some(&self.intermediate), &pair.origin)?;
         let key = PrivateKey::from_pem(&pair.key, None, &pair.origin.replace("cert.pem", "key.pem"))?;
         Ok(Some(Leaf { label: label.into(), chain, root: self.root.clone(), key }))
     }
@@ -275,21 +305,9 @@ impl Authority {
         }
     }
 
-    /// Signs, proves, records and publishes; the intermediate's key is open no longer than this call.
+    /// Signs, proves, records and publishes.
     fn make(&self, lock: &Lock<'_>, due: &[Due<'_>], now: OffsetDateTime) -> Result<Vec<Leaf>> {
-        let signer = self.intermediate_signer()?;
-        let leaves = in_parallel(due, |due| {
-            let key = PrivateKey::generate(due.wanted.key_type)?;
-            let certificate = signer.leaf(due.wanted, &key, now)?;
-            let chain = vec![certificate, self.intermediate.clone()];
-            let leaf = Leaf { label: due.wanted.label(), chain, root: self.root.clone(), key };
-            self.prove(&leaf.chain, &leaf.key.public_key(), due.wanted, now)?;
-            Ok(leaf)
-        })?;
-        drop(signer);
-        if let (Some(leaf), Some(due)) = (leaves.first(), due.first()) {
-            self.prove_whole(&leaf.chain, due.wanted, now)?;
-        }
+        let leaves = self.sign_all(due, |due| due.wanted, now)?;
         let events: Vec<Event> = leaves
             .iter()
             .zip(due)
@@ -309,13 +327,38 @@ impl Authority {
         Ok(leaves)
     }
 
-    /// Proves a new chain before it leaves memory: the verifier accepts it for every name, now and in its last second,
+    /// Makes keys and certificates and proves them; the intermediate's key is open no longer than this call.
+    fn sign_all<T: Sync>(
+        &self,
+        items: &[T],
+        wanted: impl Fn(&T) -> &LeafParams + Sync,
+        now: OffsetDateTime,
+    ) -> Result<Vec<Leaf>> {
+        let signer = self.intermediate_signer()?;
+        in_parallel(items, |item| {
+            let wanted = wanted(item);
+            let key = PrivateKey::generate(wanted.key_type)?;
+            let certificate = signer.leaf(wanted, &key, now)?;
+            let chain = vec![certificate, self.intermediate.clone()];
+            let leaf = Leaf { label: wanted.label(), chain, root: self.root.clone(), key };
+            // The path above them is the same for all: verifying it with the first is enough.
+            let whole = std::ptr::eq(item, &items[0]);
+            self.prove(&leaf.chain, &leaf.key.public_key(), wanted, whole, now)?;
+            Ok(leaf)
+        })
+    }
+
+    /// Proves a new chain before it leaves memory: the verifier accepts it for every name, up to the root when `whole`,
     /// and the next plan would find nothing due.
+    ///
+    /// It is asked once, about now: the answer holds to the leaf's last second, because the leaf ends with its issuer at
+    /// the latest.
     pub(crate) fn prove(
         &self,
         chain: &[Certificate],
         public_key: &[u8],
         wanted: &LeafParams,
+        whole: bool,
         now: OffsetDateTime,
     ) -> Result<()> {
         let (leaf, issuer) = (&chain[0], &self.intermediate);
@@ -324,35 +367,14 @@ impl Authority {
             let why = format!("it is not what was asked for: {verdict}");
             return Err(Error::Chain { subject: leaf.subject().into(), why });
         }
-        // Where the intermediate binds its leaves as narrowly as the whole path does, verifying up to it is enough:
-        // the path above was verified when the authority was opened, and is once more for each batch.
+        // Where the intermediate binds its leaves as narrowly as the whole path does, verifying up to it is enough.
         let usage = issuer.extended_key_usage();
         let narrow = (self.root.constraints() == (None, None) || self.root.constraints() == issuer.constraints())
             && (usage.is_empty() || ["serverAuth", "clientAuth"].iter().all(|own| usage.iter().any(|it| it == own)));
-        match narrow {
-            true => self.verify_now_and_last(&chain[..1], issuer, wanted, now),
-            false => self.verify_now_and_last(chain, &self.root, wanted, now),
-        }
-    }
-
-    /// Verifies a new chain up to the root.
-    pub(crate) fn prove_whole(&self, chain: &[Certificate], wanted: &LeafParams, now: OffsetDateTime) -> Result<()> {
-        self.verify_now_and_last(chain, &self.root, wanted, now)
-    }
-
-    fn verify_now_and_last(
-        &self,
-        chain: &[Certificate],
-        anchor: &Certificate,
-        wanted: &LeafParams,
-        now: OffsetDateTime,
-    ) -> Result<()> {
+        let (chain, anchor) = if narrow && !whole { (&chain[..1], issuer) } else { (chain, &self.root) };
         let names: Vec<&Name> = wanted.names.iter().collect();
-        let last = chain[0].not_after() - Duration::from_secs(1);
-        [now, last].into_iter().try_for_each(|at| {
-            let asked = Verification { purpose: wanted.profile, names: &names, at, crls: &[] };
-            asked.check(chain, std::slice::from_ref(anchor))
-        })
+        let asked = Verification { purpose: wanted.profile, names: &names, at: now, crls: &[] };
+        asked.check(chain, std::slice::from_ref(anchor))
     }
 
     /// The certificate of a role.

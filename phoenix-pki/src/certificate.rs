@@ -279,6 +279,11 @@ impl Certificate {
     /// # Errors
     /// [`Error::Parse`].
     pub fn all_from_pem(pem: &[u8], origin: &str) -> Result<Vec<Self>> {
+        Self::chain_from_pem(pem, None, origin)
+    }
+
+    /// As [`Certificate::all_from_pem`], for a chain that probably ends in this issuer, which is then not parsed again.
+    pub(crate) fn chain_from_pem(pem: &[u8], issuer: Option<&Self>, origin: &str) -> Result<Vec<Self>> {
         let refused = |why: String| Error::Parse { origin: origin.into(), what: "certificate", why };
         let mut all = Vec::new();
         for der in CertificateDer::pem_slice_iter(pem) {
@@ -286,7 +291,10 @@ impl Certificate {
             if all.len() == MOST_IN_A_FILE {
                 return Err(refused(format!("more than {MOST_IN_A_FILE} certificates")));
             }
-            all.push(Self::from_der(&der, origin)?);
+            all.push(match issuer {
+                Some(issuer) if issuer.der == der => issuer.clone(),
+                _ => Self::from_der(&der, origin)?,
+            });
         }
         if all.is_empty() {
             return Err(refused("there is no PEM block of a certificate".into()));

@@ -139,8 +139,7 @@ impl Authority {
         let lock = self.store.lock()?;
         let leaf = self.intermediate_signer()?.leaf_for(wanted, &request.public_key, now)?;
         let chain = vec![leaf, self.intermediate.clone()];
-        self.prove(&chain, &request.public_key, wanted, now)?;
-        self.prove_whole(&chain, wanted, now)?;
+        self.prove(&chain, &request.public_key, wanted, true, now)?;
         lock.record(&[Event::Issued(Issued::of(&chain[0], None, None))])?;
         Ok(chain)
     }

@@ -492,18 +492,21 @@ impl Lock<'_> {
 
 /// Reads a regular file, of at most `limit` bytes; `None` when it is not there.
 fn read_file(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    Ok(open_file(path, limit)?.map(|(bytes, _)| bytes.to_vec()))
+    let mut bytes = Vec::new();
+    Ok(read_into(path, limit, &mut bytes)?.map(|_| bytes))
 }
 
 /// Reads a file that nobody but its owner may read; `None` when it is not there.
 fn read_key(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>> {
-    match open_file(path, LONGEST_FILE)? {
-        Some((_, mode)) if mode & 0o077 != 0 => Err(Error::OpenKey { path: path.into(), mode: mode & 0o7777 }),
-        other => Ok(other.map(|(bytes, _)| bytes)),
+    let mut bytes = Zeroizing::new(Vec::new());
+    match read_into(path, LONGEST_FILE, &mut bytes)? {
+        Some(mode) if mode & 0o077 != 0 => Err(Error::OpenKey { path: path.into(), mode: mode & 0o7777 }),
+        other => Ok(other.map(|_| bytes)),
     }
 }
 
-fn open_file(path: &Path, limit: u64) -> Result<Option<(Zeroizing<Vec<u8>>, u32)>> {
+/// Reads into an empty buffer of the caller, who may want to wipe it. Gives the file's mode.
+fn read_into(path: &Path, limit: u64, bytes: &mut Vec<u8>) -> Result<Option<u32>> {
     let failed = |source| Error::ReadFile { path: path.into(), source };
     // Without O_NONBLOCK a FIFO in the file's place would hang the run.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
@@ -520,9 +523,9 @@ fn open_file(path: &Path, limit: u64) -> Result<Option<(Zeroizing<Vec<u8>>, u32)
         let why = format!("it has {} bytes where at most {limit} are sensible", metadata.len());
         return Err(failed(std::io::Error::new(ErrorKind::FileTooLarge, why)));
     }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(metadata.len() as usize + 1));
-    file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(Some((bytes, metadata.mode())))
+    bytes.reserve_exact(metadata.len() as usize + 1);
+    file.take(limit).read_to_end(bytes).map_err(failed)?;
+    Ok(Some(metadata.mode()))
 }
 
 /// Writes a file that is not there yet, mode 0600.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use common::{NOW, assert_sound, authority, params, scratch, server};
 use phoenix_pki::{
-    Authority, AuthorityParams, Error, KeyType, LeafParams, Passphrase, PassphraseSource, PrivateKey, Reason, RootKey,
-    Store,
+    Authority, AuthorityParams, Error, KeyType, LeafParams, Passphrase, PassphraseSource, PrivateKey, Profile, Reason,
+    Revocation, RootKey, Store, Verification,
 };
 
 const LABEL: &str = "www.internal.example";
@@ -171,7 +171,7 @@ fn a_damaged_authority_certificate_is_refused_by_name() {
                         assert_eq!(read.intermediate(), sound.intermediate(), "{kind} {file} {how}");
                     }
                     // Which of the two is damaged cannot be told when the root's key no longer fits the intermediate.
-                    Err(error @ Error::Parse { .. }) => {
+                    Err(error @ (Error::Parse { .. } | Error::AuthorityUnfit { .. })) => {
                         assert!(error.to_string().contains(file), "{kind} {file} {how}: {error}");
                     }
                     Err(error) => panic!("{kind} {file} {how}: {error}"),
@@ -223,6 +223,28 @@ fn a_damaged_intermediate_key_signs_nothing() {
     assert!(matches!(authority.issue(&wanted, NOW), Err(Error::KeyMismatch { .. })));
     fs::write(&path, bytes).unwrap();
     assert_sound(store, "after every damage");
+}
+
+#[test]
+fn a_damaged_crl_is_made_anew_or_was_not_hurt() {
+    let (_directory, authority, wanted) = with_leaf(KeyType::EcdsaP256);
+    authority.revoke(LABEL, Revocation::KeyCompromise, NOW).unwrap();
+    let leaf = authority.ensure(&wanted, NOW).unwrap().leaf;
+    for (file, stride) in [("intermediate.crl", 1), ("root.crl", 1)] {
+        let path = authority.store().path().join("authority/current").join(file);
+        let bytes = fs::read(&path).unwrap();
+        for (how, damaged) in damages(&bytes, stride) {
+            fs::write(&path, damaged).unwrap();
+            authority.refresh_crls(&RootKey::Plain, NOW).unwrap();
+            let crls = authority.crls().unwrap_or_else(|error| panic!("{file} {how}: {error}"));
+            assert_eq!((crls.len(), crls[0].entries().len()), (2, 1), "{file} {how}");
+            let asked = Verification { purpose: Profile::Server, names: &[], at: NOW, crls: &crls };
+            asked
+                .check(leaf.chain(), std::slice::from_ref(authority.root()))
+                .unwrap_or_else(|error| panic!("{file} {how}: {error}"));
+        }
+    }
+    assert_sound(authority.store(), "after every damage");
 }
 
 #[test]

@@ -10,7 +10,8 @@ use std::sync::OnceLock;
 
 use common::{NOW, has, has_module, params, python, said, scratch};
 use phoenix_pki::{
-    Authority, AuthorityParams, Certificate, KeyType, LeafParams, Name, Passphrase, PrivateKey, Profile, Store, verify,
+    Authority, AuthorityParams, Certificate, KeyType, LeafParams, Name, Passphrase, PrivateKey, Profile, Revocation,
+    RootKey, Store, verify,
 };
 
 const KINDS: [KeyType; 4] = [KeyType::EcdsaP256, KeyType::EcdsaP384, KeyType::Ed25519, KeyType::Rsa2048];
@@ -236,6 +237,66 @@ fn pkilint_finds_nothing() {
         }
     }
     assert_eq!(findings(&runs), "");
+}
+
+#[test]
+fn pkilint_finds_nothing_in_crls() {
+    if !has_module("pkilint_finds_nothing_in_crls", "pkilint") {
+        return;
+    }
+    let mut runs = Vec::new();
+    let directory = scratch();
+    for (kind, place) in KINDS.iter().map(|kind| (kind, directory.path().join(kind.to_string()))) {
+        let store = Store::new(place.join("store"));
+        let authority = Authority::create(&store, &AuthorityParams { key_type: *kind, ..params() }, NOW).unwrap();
+        let reasons = [Revocation::Unspecified, Revocation::KeyCompromise, Revocation::Superseded];
+        let mut keep = |name: &str| {
+            for (role, crl) in ["CRL", "ARL"].iter().zip(authority.crls().unwrap()) {
+                let path = place.join(format!("{name}-{role}.pem"));
+                fs::write(&path, crl.pem()).unwrap();
+                runs.push(format!("lint_crl\tlint\t-t\t{role}\t-p\tPKIX\t{}", path.display()));
+            }
+        };
+        keep("empty");
+        for (reason, name) in
+            reasons.into_iter().zip(["a.internal.example", "b.internal.example", "c.internal.example"])
+        {
+            authority.issue(&LeafParams::server([name]).unwrap(), NOW).unwrap();
+            authority.revoke(name, reason, NOW).unwrap();
+        }
+        authority.revoke(&authority.intermediate().serial_number().to_string(), reasons[2], NOW).unwrap();
+        authority.refresh_crls(&RootKey::Plain, NOW).unwrap();
+        assert_eq!(authority.crls().unwrap().iter().map(|crl| crl.entries().len()).collect::<Vec<_>>(), [3, 1]);
+        keep("filled");
+    }
+    assert_eq!(findings(&runs), "");
+}
+
+/// OpenSSL and we agree on what a CRL revokes.
+#[test]
+fn openssl_refuses_what_is_revoked() {
+    if !has("openssl_refuses_what_is_revoked", "openssl") {
+        return;
+    }
+    let (directory, authority) = common::authority();
+    let file = |name: &str| directory.path().join(name);
+    let leaves: Vec<_> = ["kept", "revoked"]
+        .iter()
+        .map(|name| authority.issue(&LeafParams::server([format!("{name}.internal.example")]).unwrap(), NOW).unwrap())
+        .collect();
+    authority.revoke("revoked.internal.example", Revocation::KeyCompromise, NOW).unwrap();
+    fs::write(file("root.pem"), authority.root().pem()).unwrap();
+    fs::write(file("intermediate.pem"), authority.intermediate().pem()).unwrap();
+    fs::write(file("crls.pem"), authority.crls().unwrap().iter().map(|crl| crl.pem()).collect::<String>()).unwrap();
+    for (leaf, due) in leaves.iter().zip([true, false]) {
+        fs::write(file("leaf.pem"), leaf.certificate().pem()).unwrap();
+        let mut command = Command::new("openssl");
+        command.args(["verify", "-x509_strict", "-crl_check_all", "-attime", &NOW.unix_timestamp().to_string()]);
+        command.arg("-CAfile").arg(file("root.pem")).arg("-untrusted").arg(file("intermediate.pem"));
+        let output = command.arg("-CRLfile").arg(file("crls.pem")).arg(file("leaf.pem")).output().unwrap();
+        assert_eq!(output.status.success(), due, "{}: {}", leaf.label(), said(&output));
+        assert_eq!(said(&output).contains("certificate revoked"), !due, "{}: {}", leaf.label(), said(&output));
+    }
 }
 
 /// Runs pkilint's programs, one for each line, and gives what they find above INFO.

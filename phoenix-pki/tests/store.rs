@@ -35,6 +35,7 @@ fn act_when_asked() {
             .map(|ensured| assert_eq!(ensured.len(), 10)),
         "issue five" => Authority::open(&store)
             .and_then(|authority| (0..5).try_for_each(|_| authority.issue(&server(LABEL), NOW).map(drop))),
+        "read" => Authority::open(&store).and_then(|authority| authority.leaf(LABEL)).map(|leaf| drop(leaf.unwrap())),
         "hold" => {
             let file = fs::File::options().write(true).open(store.path().join("lock")).unwrap();
             file.lock().unwrap();
@@ -107,7 +108,7 @@ fn keys_are_made_closed_and_exclusively_and_never_changed_later() {
     assert!(output.status.success(), "{}", said(&output));
     let trace = fs::read_to_string(trace).unwrap();
     let ours: Vec<&str> = trace.lines().filter(|line| line.contains(store.path().to_str().unwrap())).collect();
-    let mut made = 0;
+    let mut made = Vec::new();
     for line in &ours {
         assert!(line.contains(" openat("), "{line}");
         if line.contains("O_CREAT") {
@@ -115,12 +116,20 @@ fn keys_are_made_closed_and_exclusively_and_never_changed_later() {
         }
         if line.contains("O_CREAT") && !line.contains("/lock\"") && !line.contains("/ledger.jsonl\"") {
             assert!(line.contains("O_EXCL"), "{line}");
-            made += 1;
+            made.push(*line);
         }
         assert!(line.contains("O_CLOEXEC"), "{line}");
         assert!(!line.contains("O_TRUNC"), "{line}");
     }
-    assert_eq!(made, 7, "passphrase, two authorities, one leaf: {ours:#?}");
+    for file in ["store.passphrase.new", "root.key", "intermediate.key", "key.pem"] {
+        assert_eq!(
+            made.iter()
+                .filter(|line| line.contains(&format!("/{file}\"")) || line.contains(&format!("/{file}>")))
+                .count(),
+            1,
+            "{file}"
+        );
+    }
 }
 
 #[test]
@@ -277,6 +286,30 @@ fn who_reads_while_others_issue_sees_whole_pairs() {
     assert!(seen.len() > 1, "the reading and the issuing did not overlap");
     assert_sound(store, "after all");
     assert_tidy(store, "after all");
+}
+
+#[test]
+fn who_reads_slowly_is_not_left_with_a_generation_that_is_gone() {
+    if !can_trace("who_reads_slowly_is_not_left_with_a_generation_that_is_gone") {
+        return;
+    }
+    let (_directory, authority) = authority();
+    let store = authority.store();
+    authority.issue(&server(LABEL), NOW).unwrap();
+    // It waits for a second behind every link that it reads: the authority's and the leaf's.
+    let itself = act("read", &[store.path()]);
+    let mut command = std::process::Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=readlink,readlinkat"]);
+    command.args(["-e", "inject=readlink,readlinkat:delay_exit=1000000"]);
+    command.arg(itself.get_program()).args(itself.get_args());
+    command.envs(itself.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut reader = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let start = std::time::Instant::now();
+    while reader.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_millis(2_500) {
+        authority.issue(&server(LABEL), NOW).unwrap();
+    }
+    let output = reader.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
 }
 
 #[test]
