@@ -213,7 +213,9 @@ impl Authority {
     /// # Errors
     /// The store's, and [`Error::Parse`] for a pair that is damaged.
     pub fn leaf(&self, label: &str) -> Result<Option<Leaf>> {
-        let Some(pair) = self.store.pair(label)? else { return Ok(None) };
+        // A label is one name; more would lead elsewhere in the store, or out of it.
+        let pair = if label.contains('/') { None } else { self.store.pair(label)? };
+        let Some(pair) = pair else { return Ok(None) };
         let chain = Certificate::chain_from_pem(&pair.chain, Some(&self.intermediate), &pair.origin)?;
         let key = PrivateKey::from_pem(&pair.key, None, &pair.origin.replace("cert.pem", "key.pem"))?;
         Ok(Some(Leaf { label: label.into(), chain, root: self.root.clone(), key }))
