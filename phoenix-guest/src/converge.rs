@@ -135,7 +135,7 @@ pub fn converge(
         Err(PkiError::AuthorityMissing { .. }) => None,
         other => Some(other.map_err(pki)?),
     };
-    let authority_created = existing.is_none();
+    let authority_created = existing.is_none() && !options.dry_run;
     let wanted: Vec<LeafParams> = inventory.certificates.iter().map(|entry| entry.leaf.clone()).collect();
     if let Some(authority) = &existing {
         permitted(inventory, authority)?;

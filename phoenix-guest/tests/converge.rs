@@ -122,7 +122,8 @@ fn what_was_changed_by_hand_is_found_and_mended() {
     let estate = Estate::new();
     estate.run(false, NOW).unwrap();
     let key = "etc/nginx/ssl/internal_traefik_proxy.key";
-    let damages: [(&str, Box<dyn Fn(&Path)>); 6] = [
+    type Damage = Box<dyn Fn(&Path)>;
+    let damages: [(&str, Damage); 6] = [
         ("a key is gone", Box::new(move |root| fs::remove_file(root.join(key)).unwrap())),
         ("a key is another", Box::new(move |root| fs::write(root.join(key), "other").unwrap())),
         (
@@ -245,6 +246,19 @@ fn two_runs_at_once_end_as_one() {
     assert!(!estate.run(false, NOW).unwrap().changed());
     let issued = Store::new(&estate.inventory.authority.store).ledger().unwrap().issued().len();
     assert_eq!(issued, 2 + estate.inventory.certificates.len(), "each certificate was made once");
+}
+
+#[test]
+fn a_guest_has_a_deadline_and_the_others_do_not_wait_for_it() {
+    let mut estate = Estate::new();
+    let slow = estate.inventory.guests.iter_mut().find(|guest| guest.id.to_string() == "101").unwrap();
+    slow.deadline = std::time::Duration::ZERO;
+    let report = estate.run(false, NOW).unwrap();
+    let failed = failures(&report);
+    assert!(
+        !failed.is_empty() && failed.iter().all(|cause| cause.contains("guest 101") && cause.contains("longer than")),
+        "{failed:?}"
+    );
 }
 
 #[test]

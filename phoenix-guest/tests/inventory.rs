@@ -95,7 +95,10 @@ fn what_has_not_the_form() {
             "[authority]\nname = \"A\"\nstore = \"s\"\npermitted = [\n  \"a.example\",\n  \"*.b.example\",\n]",
             "6:3: authority.permitted: \"*.b.example\": a domain permits all below it; write it without `*.`",
         ),
-        ("[authority]\nname = \"A\"\nstore = \"s\"\n[trust]\n", "4:1: trust: missing key `select`"),
+        (
+            "[authority]\nname = \"A\"\nstore = \"s\"\n[trust]\ncopies = [{ path = \"/a\" }]",
+            "5:11: trust.copies: missing key `guest`",
+        ),
         (
             "[authority]\nname = \"A\"\nstore = \"s\"\n[trust]\nselect = \"al\"",
             "5:10: trust.select: \"al\": did you mean `all`? accepted: none, all, guests, feature",

@@ -52,7 +52,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDat
         terminal.say(&format!("{}\n", serde_json::to_string_pretty(&outcome)?))?;
     } else {
         let mut text = report::text(&outcome, now);
-        let made = outcome.authority_created && !outcome.dry_run;
+        let made = outcome.authority_created;
         if made && inventory.authority.params.root_key == RootKey::Generated {
             let path = Store::new(&inventory.authority.store).passphrase_path();
             text.push_str(&format!(
