@@ -298,8 +298,9 @@ impl<'a> Delivery<'a> {
             Err(error) if matches!(back, Back::Nowhere) => return Err(error),
             Err(error) => return Err(self.roll_back(&back, error)),
         };
-        self.transport.remove(&self.state.join("pending")?)?;
+        // The marker goes last: without it, nobody would look for what is left.
         self.sweep()?;
+        self.transport.remove(&self.state.join("pending")?)?;
         Ok(proof)
     }
 
@@ -447,8 +448,8 @@ impl<'a> Delivery<'a> {
                 if let (Some(reload), true) = (&self.placement.reload, self.transport.runs_programs()) {
                     run(self.transport, reload)?;
                 }
-                self.transport.remove(&self.state.join("pending")?)?;
                 self.sweep()?;
+                self.transport.remove(&self.state.join("pending")?)?;
             }
             Ok(())
         })();
