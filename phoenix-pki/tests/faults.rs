@@ -7,7 +7,8 @@ mod common;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, symlink};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -134,7 +135,7 @@ fn main() {
 /// A test is given its name, for the record of what was skipped.
 type Test = fn(&str);
 
-const TESTS: [(&str, Test); 10] = [
+const TESTS: [(&str, Test); 15] = [
     ("a_creation_killed_anywhere_leaves_no_authority_or_a_whole_one", |test| killed_at_every_call(test, Create)),
     ("an_issue_killed_anywhere_leaves_no_pair_or_a_whole_one", |test| killed_at_every_call(test, Issue)),
     ("a_batch_killed_anywhere_leaves_whole_pairs", |test| killed_at_every_call(test, PublishTwenty)),
@@ -145,6 +146,11 @@ const TESTS: [(&str, Test); 10] = [
     ("a_batch_on_a_failing_disk_says_so", |test| failing_at_every_write(test, PublishTwenty)),
     ("a_renewal_on_a_failing_disk_says_so_and_keeps_the_old_pair", |test| failing_at_every_write(test, Renew)),
     ("a_revocation_on_a_failing_disk_says_so", |test| failing_at_every_write(test, Revoke)),
+    ("a_disk_that_fills_up_at_any_page_leaves_nothing_half", full_at_every_page),
+    ("a_creation_survives_a_power_cut", |test| power_cut_at_every_call(test, Create)),
+    ("an_issue_survives_a_power_cut", |test| power_cut_at_every_call(test, Issue)),
+    ("a_batch_survives_a_power_cut", |test| power_cut_at_every_call(test, PublishTwenty)),
+    ("a_renewal_survives_a_power_cut", |test| power_cut_at_every_call(test, Renew)),
 ];
 
 /// What must hold at any moment, beyond a store that is sound: nothing is published that the ledger does not know.
@@ -186,10 +192,9 @@ fn assert_converges(action: Action, store: &Store, when: &str) {
         assert!(authority.ensure_all(&wanted, now).unwrap().iter().all(|ensured| !ensured.changed()), "{when}");
         assert_eq!(common::tree(store.path()), before, "{when}: a run with nothing to do wrote");
     }
-    // Whatever the next change is about, it takes away what was left.
+    // And the next change, whatever it is about.
     authority.issue(&server("other.internal.example"), now).unwrap();
     assert_whole(store, when);
-    assert_tidy(store, when);
 }
 
 /// The system calls that change files, or wait for somebody who does.
@@ -359,6 +364,7 @@ fn killed_at_every_call(test: &str, action: Action) {
             assert_eq!(links(&store), before, "{when}: published before the rename");
         }
         assert_converges(action, &store, &when);
+        assert_tidy(&store, &when);
     });
     println!("{action:?}: killed at {} system calls", points.len());
 }
@@ -395,6 +401,339 @@ fn failing_at_every_write(test: &str, action: Action) {
             assert_eq!(links(&store), before, "{when}: the old state changed");
         }
         assert_converges(action, &store, &when);
+        assert_tidy(&store, &when);
     });
     println!("{action:?}: {} failing calls", faults.len());
+}
+
+/// A file system in memory, unmounted when dropped.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn mount() -> Option<Self> {
+        let small = Self(tempfile::tempdir().unwrap());
+        small.mounted("size=1m,mode=0755").then_some(small)
+    }
+
+    fn mounted(&self, options: &str) -> bool {
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(self.0.path());
+        command.output().is_ok_and(|output| output.status.success())
+    }
+
+    /// Leaves this many pages free.
+    fn leave(&self, pages: u64) {
+        let state = rustix::fs::statvfs(self.0.path()).unwrap();
+        let used = (state.f_blocks - state.f_bfree) * state.f_frsize;
+        // A size of nothing would be no limit.
+        let size = (used + pages * state.f_frsize).max(state.f_frsize);
+        assert!(self.mounted(&format!("remount,size={size}")), "{pages} pages");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).output();
+    }
+}
+
+/// A disk that is really full: not one call fails, but all that need room from there on.
+fn full_at_every_page(test: &str) {
+    if Small::mount().is_none() {
+        return common::skip(test, "root's right to mount a file system");
+    }
+    for action in [Create, Issue, PublishTwenty, Renew] {
+        let prepared = prepared(action);
+        let mut failed = 0;
+        loop {
+            let small = Small::mount().unwrap();
+            copy(prepared.path(), small.0.path());
+            small.leave(failed);
+            let store = Store::new(small.0.path().join("store"));
+            let when = format!("{action:?} with {failed} pages");
+            let before = links(&store);
+            let output = act(action.name(), &[store.path()]).output().unwrap();
+            if output.status.success() {
+                break;
+            }
+            failed += 1;
+            assert!(failed < 200, "{when}: {}", said(&output));
+            let text = said(&output);
+            assert!(
+                text.contains("ERROR cannot ") && text.contains(small.0.path().to_str().unwrap()),
+                "{when}: {text}"
+            );
+            if store.path().exists() {
+                assert_whole(&store, &when);
+            }
+            assert_eq!(links(&store), before, "{when}");
+            assert!(small.mounted("remount,size=1m"), "{when}");
+            assert_converges(action, &store, &when);
+            assert_tidy(&store, &when);
+        }
+        assert!(failed > 1, "{action:?}: {failed} failures");
+        println!("{action:?}: {failed} full disks");
+    }
+}
+
+/// A file system that forgets: what the process sees beside what the disk is known to hold.
+#[derive(Clone, Default)]
+struct Model {
+    nodes: Vec<Node>,
+}
+
+#[derive(Clone)]
+enum Node {
+    File { seen: Vec<u8>, kept: Vec<u8> },
+    Directory { seen: BTreeMap<String, usize>, kept: BTreeMap<String, usize> },
+    Link(PathBuf),
+}
+
+/// What of the unsynced survives a power cut.
+#[derive(Clone, Copy, Debug)]
+enum Survives {
+    /// Nothing.
+    Nothing,
+    /// All names, and no contents: a journal of metadata.
+    Names,
+    /// All contents, and no names.
+    Contents,
+    /// Of each directory everything or nothing, by its number and this one.
+    Some(usize),
+}
+
+impl Model {
+    fn of(directory: &Path) -> Self {
+        let mut model = Self::default();
+        model.load(directory);
+        model
+    }
+
+    fn load(&mut self, path: &Path) -> usize {
+        let at = self.nodes.len();
+        let metadata = path.symlink_metadata().unwrap();
+        if metadata.is_symlink() {
+            self.nodes.push(Node::Link(fs::read_link(path).unwrap()));
+        } else if metadata.is_file() {
+            let bytes = fs::read(path).unwrap();
+            self.nodes.push(Node::File { seen: bytes.clone(), kept: bytes });
+        } else {
+            self.nodes.push(Node::Directory { seen: BTreeMap::new(), kept: BTreeMap::new() });
+            let entries: BTreeMap<String, usize> =
+                common::names(path).into_iter().map(|name| (name.clone(), self.load(&path.join(name)))).collect();
+            self.nodes[at] = Node::Directory { seen: entries.clone(), kept: entries };
+        }
+        at
+    }
+
+    fn find(&self, path: &Path) -> Option<usize> {
+        path.iter().try_fold(0, |at, name| match &self.nodes[at] {
+            Node::Directory { seen, .. } => seen.get(name.to_str().unwrap()).copied(),
+            _ => None,
+        })
+    }
+
+    fn entries(&mut self, path: &Path) -> &mut BTreeMap<String, usize> {
+        let at = self.find(path).unwrap_or_else(|| panic!("{} is not in the model", path.display()));
+        match &mut self.nodes[at] {
+            Node::Directory { seen, .. } => seen,
+            _ => panic!("{} is no directory", path.display()),
+        }
+    }
+
+    fn add(&mut self, path: &Path, node: Node) {
+        self.nodes.push(node);
+        let at = self.nodes.len() - 1;
+        self.entries(path.parent().unwrap()).insert(path.file_name().unwrap().to_str().unwrap().into(), at);
+    }
+
+    fn remove(&mut self, path: &Path) -> usize {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        self.entries(path.parent().unwrap()).remove(name).unwrap_or_else(|| panic!("{} is not there", path.display()))
+    }
+
+    fn keep(node: &mut Node) {
+        match node {
+            Node::File { seen, kept } => kept.clone_from(seen),
+            Node::Directory { seen, kept } => kept.clone_from(seen),
+            Node::Link(_) => {}
+        }
+    }
+
+    /// Does what a line of a trace says; paths are below `top`.
+    fn replay(&mut self, line: &str, top: &Path) {
+        let Some((call, rest)) = line.split_once('(') else { return };
+        let Some((arguments, result)) = rest.rsplit_once(" = ") else { return };
+        if result.trim_start().starts_with('-') {
+            return;
+        }
+        let strings = strings(arguments);
+        let below = |bytes: &[u8]| {
+            let path = Path::new(std::str::from_utf8(bytes).unwrap());
+            path.strip_prefix(top).ok().map(Path::to_path_buf)
+        };
+        let text = |at: usize| strings.get(at).map(|(_, bytes)| bytes.as_slice());
+        let path = |at: usize| text(at).and_then(below);
+        match call {
+            "openat" if arguments.contains("O_CREAT") => {
+                // The descriptor of the working directory comes first.
+                let Some(path) = path(1) else { return };
+                if self.find(&path).is_none() {
+                    self.add(&path, Node::File { seen: Vec::new(), kept: Vec::new() });
+                }
+            }
+            "write" => {
+                let (Some(path), Some(bytes)) = (path(0), text(1)) else { return };
+                let at = self.find(&path).unwrap();
+                let Node::File { seen, .. } = &mut self.nodes[at] else { panic!("{line}") };
+                seen.extend_from_slice(bytes);
+            }
+            "ftruncate" => {
+                let Some(path) = path(0) else { return };
+                let length = arguments.rsplit_once(", ").unwrap().1.trim_end_matches(')').parse().unwrap();
+                let at = self.find(&path).unwrap();
+                let Node::File { seen, .. } = &mut self.nodes[at] else { panic!("{line}") };
+                seen.resize(length, 0);
+            }
+            "fsync" => {
+                let Some(path) = path(0) else { return };
+                let at = self.find(&path).unwrap();
+                Self::keep(&mut self.nodes[at]);
+            }
+            "syncfs" if path(0).is_some() => self.nodes.iter_mut().for_each(Self::keep),
+            "mkdir" => {
+                let Some(path) = path(0) else { return };
+                self.add(&path, Node::Directory { seen: BTreeMap::new(), kept: BTreeMap::new() });
+            }
+            "symlink" => {
+                let Some(path) = path(1) else { return };
+                let target = PathBuf::from(std::str::from_utf8(text(0).unwrap()).unwrap());
+                self.add(&path, Node::Link(target));
+            }
+            "rename" => {
+                let (Some(from), Some(to)) = (path(0), path(1)) else { return };
+                let at = self.remove(&from);
+                self.entries(to.parent().unwrap()).insert(to.file_name().unwrap().to_str().unwrap().into(), at);
+            }
+            "unlink" | "rmdir" => {
+                let Some(path) = path(0) else { return };
+                self.remove(&path);
+            }
+            "unlinkat" => {
+                // A name in a directory that is open, or a whole path behind the working directory.
+                let name = Path::new(std::str::from_utf8(text(1).unwrap()).unwrap());
+                let whole = if name.is_absolute() { path(1) } else { path(0).map(|directory| directory.join(name)) };
+                let Some(path) = whole else { return };
+                self.remove(&path);
+            }
+            "openat" | "open" | "flock" => {}
+            other => assert!(path(0).is_none() && path(1).is_none(), "the model does not know {other}: {line}"),
+        }
+    }
+
+    /// Puts what survives into a directory.
+    fn write(&self, at: usize, path: &Path, survives: Survives) {
+        match &self.nodes[at] {
+            Node::Link(target) => symlink(target, path).unwrap(),
+            Node::File { seen, kept } => {
+                let bytes = if matches!(survives, Survives::Contents) { seen } else { kept };
+                let mut options = fs::OpenOptions::new();
+                let mut file = options.write(true).create_new(true).mode(0o600).open(path).unwrap();
+                file.write_all(bytes).unwrap();
+            }
+            Node::Directory { seen, kept } => {
+                if at > 0 {
+                    fs::DirBuilder::new().mode(0o700).create(path).unwrap();
+                }
+                let names = match survives {
+                    Survives::Nothing | Survives::Contents => kept,
+                    Survives::Names => seen,
+                    Survives::Some(seed) if (at * 7 + seed * 13) % 5 < 2 => seen,
+                    Survives::Some(_) => kept,
+                };
+                for (name, node) in names {
+                    self.write(*node, &path.join(name), survives);
+                }
+            }
+        }
+    }
+}
+
+/// The strings and descriptor paths among a call's arguments, as `strace -xx -y` writes them: each byte as `\x2f`.
+fn strings(arguments: &str) -> Vec<(usize, Vec<u8>)> {
+    let mut strings = Vec::new();
+    let mut rest = arguments;
+    while let Some(start) = rest.find(['"', '<']) {
+        let end = if rest.as_bytes()[start] == b'"' { '"' } else { '>' };
+        let inner = &rest[start + 1..];
+        let length = inner.find(end).unwrap();
+        let bytes =
+            inner[..length].split("\\x").skip(1).map(|byte| u8::from_str_radix(&byte[..2], 16).unwrap()).collect();
+        strings.push((strings.len(), bytes));
+        rest = &inner[length + 1..];
+    }
+    strings
+}
+
+/// The power is cut behind every system call; what was not synced is lost, wholly or in part.
+fn power_cut_at_every_call(test: &str, action: Action) {
+    if !can_trace(test) {
+        return;
+    }
+    let prepared = prepared(action);
+    let ground = Ground::copy_of(prepared.path());
+    let top = ground.directory.path();
+    let mut model = Model::of(top);
+    let trace = scratch();
+    let file = trace.path().join("trace");
+    let options = ["-y", "-xx", "-s", "1000000", "-o", file.to_str().unwrap(), "-e", &format!("trace={CALLS}")]
+        .map(str::to_string);
+    let output = traced(action, &ground.store(), &options.each_ref().map(String::as_str));
+    assert!(output.status.success(), "{}", said(&output));
+    let mut states = Vec::new();
+    for line in fs::read_to_string(&file).unwrap().lines() {
+        let line = line.split_once(' ').unwrap().1.trim_start();
+        let before = model.nodes.len();
+        model.replay(line, top);
+        let call = line.split('(').next().unwrap_or_default();
+        let changes = call != "openat" || model.nodes.len() > before;
+        if changes && strings(line).iter().any(|(_, bytes)| bytes.starts_with(top.as_os_str().as_encoded_bytes())) {
+            states.push((call.to_string(), model.clone()));
+        }
+    }
+    // What the model came to is what the process left.
+    let complete = scratch();
+    model.nodes.iter_mut().for_each(Model::keep);
+    model.write(0, complete.path(), Survives::Nothing);
+    let contents = |top: &Path| -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+        let paths = common::tree(top).into_keys();
+        paths.map(|path| (path.strip_prefix(top).unwrap().into(), fs::read(&path).ok())).collect()
+    };
+    assert!(contents(complete.path()) == contents(top), "{action:?}: the model does not know all that happened");
+
+    let last = states.len() - 1;
+    let cuts: Vec<(usize, &String, &Model, Survives)> = states
+        .iter()
+        .enumerate()
+        .flat_map(|(at, (call, model))| {
+            use Survives::{Contents, Names, Nothing, Some};
+            [Nothing, Names, Contents, Some(0), Some(1)].map(|survives| (at, call, model, survives))
+        })
+        .collect();
+    each(&cuts, |(at, call, model, survives)| {
+        let when = format!("{action:?} with a power cut behind {} of {last}, {call}, where {survives:?} survives", at);
+        let directory = scratch();
+        model.write(0, directory.path(), *survives);
+        let store = Store::new(directory.path().join("store"));
+        if store.path().exists() {
+            assert_whole(&store, &when);
+        }
+        if *at == last {
+            // It had said that it was done.
+            assert!(action.is_done(&store), "{when}: lost what was promised");
+        }
+        // What it left goes with the next change of its label: the mark in the lock file is not synced.
+        assert_converges(action, &store, &when);
+    });
+    println!("{action:?}: {} power cuts", cuts.len());
 }
