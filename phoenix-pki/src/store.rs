@@ -355,11 +355,17 @@ impl Lock<'_> {
         replace_file(&self.store.authority_file(generation, role, extension), bytes)
     }
 
-    /// Moves the root key out of the store, to a file that must not be there yet.
+    /// Moves the root key out of the store, to a file that must not be there yet, or holds the key already: a run that
+    /// was killed between the copy and the removal is finished by the next.
     pub(crate) fn seal(&self, generation: &str, to: &Path) -> Result<()> {
         let from = self.store.authority_file(generation, Role::Root, "key");
         let key = read_key(&from)?.ok_or_else(|| Error::Sealed { store: self.store.path.clone() })?;
-        write_file(to, &key, true)?;
+        if read_key(to)?.is_none_or(|there| there != key) {
+            if to.symlink_metadata().is_ok() {
+                return Err(failed("create", to)(ErrorKind::AlreadyExists.into()));
+            }
+            replace_file(to, &key)?;
+        }
         sync(parent(to))?;
         fs::remove_file(&from).map_err(failed("remove", &from))?;
         sync(from.parent().unwrap_or(&self.store.path))
