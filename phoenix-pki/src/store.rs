@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use crate::certificate::SerialNumber;
 use crate::error::{Error, Result};
 use crate::key::{Passphrase, random};
-use crate::ledger::{Event, Ledger, hex};
+use crate::ledger::{self, Event, Ledger, hex};
 use crate::profile::{PassphraseSource, RootKey};
 
 /// The longest file that is read: a chain or a key is a few kilobytes.
@@ -405,13 +405,8 @@ impl Lock<'_> {
         }
         let mut lines = String::new();
         for event in events {
-            let line = serde_json::to_string(event).map_err(|error| Error::WriteFile {
-                attempted: "write",
-                path: path.clone(),
-                source: error.into(),
-            })?;
+            let line = ledger::line(event).map_err(|error| failed("write", &path)(error.into()))?;
             lines.push_str(&line);
-            lines.push('\n');
         }
         let written = file.write_all(lines.as_bytes()).and_then(|()| file.sync_all());
         if let Err(source) = written {
