@@ -12,9 +12,9 @@ use crate::command::{Command, Output};
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::guest::{GuestPath, Placed};
-use crate::inventory::{CertificateEntry, GuestEntry, GuestKind, Inventory};
+use crate::inventory::{CertificateEntry, GuestEntry, GuestId, GuestKind, Inventory};
 use crate::report::{CertificateReport, DeliveryReport, GuestReport, Report, State, TrustReport};
-use crate::transport::{File, Local, Observed, Rootfs, Transport};
+use crate::transport::{ContainerState, File, Local, Observed, Pct, Rootfs, Transport};
 use crate::trust::{StoreState, StoreStatus, Trust, TrustStore};
 
 /// How a run goes.
@@ -67,10 +67,25 @@ pub enum Reached {
     },
 }
 
+impl Reached {
+    /// A container, as far as it runs: one that is stopped, or not on this host, is absent.
+    ///
+    /// # Errors
+    /// Those of [`Pct::state`].
+    pub fn container(container: Pct) -> Result<Self> {
+        Ok(match container.state()? {
+            ContainerState::Running => Self::Ready(Box::new(container)),
+            ContainerState::Stopped => Self::Absent { why: "stopped".into() },
+            ContainerState::Absent => Self::Absent { why: "no such container on this host".into() },
+        })
+    }
+}
+
 /// Reaches a guest as its entry says.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for a kind of guest that this version does not reach.
+/// [`Error::Unsupported`] for a kind of guest that this version does not reach, and for a container anywhere but on a
+/// Proxmox VE host; those of [`Pct::state`] and [`Rootfs::new`].
 pub fn reach(entry: &GuestEntry) -> Result<Reached> {
     match &entry.kind {
         GuestKind::Host => Ok(Reached::Ready(Box::new(Local::named(entry.id.to_string())))),
@@ -78,6 +93,10 @@ pub fn reach(entry: &GuestEntry) -> Result<Reached> {
             Ok(Reached::Absent { why: format!("{} is no directory", path.display()) })
         }
         GuestKind::Rootfs(path) => Ok(Reached::Ready(Box::new(Rootfs::new(entry.id.to_string(), path)?))),
+        GuestKind::Lxc => match entry.id {
+            GuestId::Vmid(vmid) => Reached::container(Pct::new(vmid)),
+            _ => Err(Error::Unsupported { guest: entry.id.to_string(), what: "a container has a number".into() }),
+        },
         other => Err(Error::Unsupported {
             guest: entry.id.to_string(),
             what: format!("{other} guests cannot be reached by this version"),
