@@ -227,7 +227,7 @@ impl<'a> Delivery<'a> {
         let mut seen = HashSet::new();
         for (_, placed) in placement.files() {
             let path = &placed.path;
-            if !seen.insert(path) || path.as_str().split('/').any(|part| part == STATE) {
+            if !seen.insert(path) || in_state(path) {
                 let accepted = "a path of its own for each file of a pair, outside of .phoenix";
                 return Err(Error::Value { what: "path", value: path.to_string(), accepted });
             }
@@ -668,6 +668,11 @@ fn differs(wanted: &Wanted, found: Option<&ObservedFile>, owners: bool) -> Optio
         return Some(Difference::Owner { path, found, wanted: wanted.placed.owner.to_string() });
     }
     None
+}
+
+/// Whether a path leads into the state of a delivery.
+pub(crate) fn in_state(path: &GuestPath) -> bool {
+    path.as_str().split('/').any(|part| part == STATE)
 }
 
 /// A generation's name: 16 hexadecimal digits, so that no link of the guest's leads elsewhere.
