@@ -445,6 +445,10 @@ impl<'a> Delivery<'a> {
             return Err(self.failed("replace", path, why));
         }
         for ((wanted, observed), text) in self.wanted.iter().zip(&standing.files).zip(texts) {
+            if *observed == Observed::MISSING {
+                // A FIFO, a socket or a device is no file to observe either, and an error to read.
+                self.transport.get(&wanted.placed.path, LONGEST_FILE)?;
+            }
             if let Observed { link: Some(link), file: None, .. } = observed
                 && link != text
             {

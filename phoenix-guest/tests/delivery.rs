@@ -607,6 +607,20 @@ fn what_is_no_file_is_refused_before_anything_changes() {
 }
 
 #[test]
+fn a_fifo_in_the_place_of_a_file_stays() {
+    for at in [CERT, KEY] {
+        let subject = rootfs();
+        std::fs::create_dir_all(subject.host(at).parent().unwrap()).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, subject.host(at), rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+        let before = snapshot(subject.root.as_ref().unwrap().path());
+        let error = ensure(&*subject.guest, leaf(0), &placement()).unwrap_err();
+        let Error::File { path, source, .. } = &error else { panic!("{error:?}") };
+        assert_eq!((path.as_str(), source.kind()), (at, ErrorKind::InvalidInput));
+        assert_eq!(before, snapshot(subject.root.as_ref().unwrap().path()));
+    }
+}
+
+#[test]
 fn each_file_has_a_path_of_its_own() {
     for key in [CERT, "/etc/nginx/ssl/.phoenix/nginx.crt/key.pem"] {
         let guest = Memory::new("101");
