@@ -528,7 +528,7 @@ fn a_way_back_that_fails_is_told_and_finished_by_the_next_run() {
     refuses.store(true, Ordering::SeqCst);
     let error = ensure(&guest, leaf(1), &placement()).unwrap_err();
     let Error::RolledBack { rollback: Some(_), .. } = &error else { panic!("{error:?}") };
-    assert!(error.to_string().contains("that failed too") && error.to_string().contains("no consumer"), "{error}");
+    assert!(error.to_string().contains("which failed too") && error.to_string().contains("no consumer"), "{error}");
     assert_eq!(held(&guest), Some(0), "the files are back");
     refuses.store(false, Ordering::SeqCst);
     // The old leaf is in place, but nobody knows what the consumer holds.
