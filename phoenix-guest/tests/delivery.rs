@@ -569,6 +569,20 @@ fn a_path_that_is_added_later_joins_the_others() {
 }
 
 #[test]
+fn a_path_that_is_placed_no_more_still_leads_to_a_file() {
+    for subject in [rootfs(), memory()] {
+        ensure(&*subject.guest, leaf(0), &placement()).unwrap();
+        let less = Placement { root: None, ..placement() };
+        for (next, changed) in [(1, true), (1, false), (0, true)] {
+            assert_eq!(ensure(&*subject.guest, leaf(next), &less).unwrap().changed(), changed);
+            let root = subject.guest.get(&path("/etc/nginx/ssl/root.crt"), 1 << 20).unwrap();
+            assert_eq!(root.as_deref(), Some(leaf(next).root().pem().as_bytes()));
+        }
+        assert_tidy(&*subject.guest);
+    }
+}
+
+#[test]
 fn one_path_of_two_is_adopted() {
     for missing in [CERT, KEY] {
         for subject in [rootfs(), memory()] {
