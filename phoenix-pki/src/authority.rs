@@ -365,7 +365,7 @@ impl Authority {
         let verdict = judge(wanted, &Held::Pair { certificate: leaf, public_key, revoked: false }, issuer, now);
         if verdict.is_due() || leaf.not_after() > issuer.not_after() {
             let why = format!("it is not what was asked for: {verdict}");
-            return Err(Error::Chain { subject: leaf.subject().into(), why });
+            return Err(Error::Chain { subject: leaf.to_string(), why });
         }
         // Where the intermediate binds its leaves as narrowly as the whole path does, verifying up to it is enough.
         let usage = issuer.extended_key_usage();

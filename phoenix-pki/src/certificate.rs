@@ -485,9 +485,19 @@ impl PartialEq for Certificate {
 
 impl Eq for Certificate {}
 
+/// What people call it: its subject, or where that is empty its names.
+impl fmt::Display for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.subject.is_empty() {
+            return f.write_str(&self.subject);
+        }
+        f.write_str(&self.names.iter().map(Name::to_string).collect::<Vec<_>>().join(", "))
+    }
+}
+
 impl fmt::Debug for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Certificate({}, serial {}, until {})", self.subject, self.serial, self.not_after)
+        write!(f, "Certificate({self}, serial {}, until {})", self.serial, self.not_after)
     }
 }
 

@@ -36,7 +36,7 @@ pub enum Error {
     /// A chain does not verify.
     #[error("certificate {subject:?} does not verify: {why}")]
     Chain {
-        /// The subject of the leaf.
+        /// The subject of the leaf, or its names where that is empty.
         subject: String,
         /// The verifier's verdict.
         why: String,

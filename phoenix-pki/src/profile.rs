@@ -184,7 +184,7 @@ pub const LONGEST_LEAF: Lifetime = Lifetime::days(825);
 pub struct LeafParams {
     /// What the store calls it, when the names alone do not tell it from another.
     pub name: Option<String>,
-    /// The subject alternative names; the first gives the common name (a DNS name before an address).
+    /// The subject alternative names; the first DNS name of at most 64 characters gives the common name.
     pub names: Vec<Name>,
     /// What it is for.
     pub profile: Profile,
