@@ -23,9 +23,9 @@ const MOST_IN_A_FILE: usize = 16;
 pub struct SerialNumber(Vec<u8>);
 
 impl SerialNumber {
-    /// The number from its big-endian bytes; leading zeros do not count.
+    /// The number from its big-endian bytes; leading zeros do not count. Zero, which old tools gave to roots, is one byte.
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let start = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len());
+        let start = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len().saturating_sub(1));
         Self(bytes[start..].to_vec())
     }
 
@@ -233,10 +233,7 @@ impl Certificate {
             ParsedExtension::SubjectAlternativeName(alternative) => {
                 for name in &alternative.general_names {
                     match name {
-                        // What somebody else issued may hold names that Phoenix would not: those compare as text.
-                        GeneralName::DNSName(dns) => {
-                            self.names.insert(dns.parse().unwrap_or_else(|_| Name::Dns(dns.to_ascii_lowercase())));
-                        }
+                        GeneralName::DNSName(dns) => drop(self.names.insert(Name::found(dns))),
                         GeneralName::IPAddress(bytes) => {
                             self.names.insert(Name::Ip(address(bytes).ok_or("an IP address of an odd length")?));
                         }

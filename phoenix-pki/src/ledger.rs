@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
 
 use crate::certificate::{Certificate, SerialNumber};
@@ -33,6 +33,7 @@ pub struct Issued {
     /// Its subject.
     pub subject: String,
     /// Its names.
+    #[serde(deserialize_with = "found")]
     pub names: Vec<Name>,
     /// Its profile; none for an authority.
     pub profile: Option<Profile>,
@@ -69,6 +70,11 @@ impl Issued {
             replaces,
         }
     }
+}
+
+fn found<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<Name>, D::Error> {
+    let names = Vec::<std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+    Ok(names.iter().map(|name| Name::found(name)).collect())
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
