@@ -68,8 +68,9 @@ impl Authority {
     /// Makes the authority of a store: root and intermediate in a generation of their own, by one rename.
     ///
     /// # Errors
-    /// [`Error::AuthorityExists`]; nothing is ever overwritten.
+    /// [`Error::AuthorityExists`]; nothing is ever overwritten. [`Error::Value`] as [`AuthorityParams::check`].
     pub fn create(store: &Store, params: &AuthorityParams, now: OffsetDateTime) -> Result<Self> {
+        params.check()?;
         let lock = store.lock()?;
         vacant(store)?;
         let key = PrivateKey::generate(params.key_type)?;

@@ -62,6 +62,7 @@ impl Authority {
     /// # Errors
     /// [`Error::AuthorityExists`], [`Error::Value`] when a key of another kind is waiting.
     pub fn request(store: &Store, params: &AuthorityParams) -> Result<String> {
+        params.check_name()?;
         let lock = store.lock()?;
         vacant(store)?;
         let key = match pending(store)? {

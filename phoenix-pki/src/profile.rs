@@ -89,7 +89,7 @@ impl FromStr for Lifetime {
             return Err(refused());
         }
         let seconds = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(unit)).ok_or_else(refused)?;
-        if seconds == 0 || seconds > 100 * 365 * 86_400 {
+        if seconds == 0 || seconds > LONGEST.0.as_secs() {
             return Err(refused());
         }
         Ok(Self(Duration::from_secs(seconds)))
@@ -160,6 +160,9 @@ pub const INTERMEDIATE_CRL: Lifetime = Lifetime::days(7);
 
 /// How long a CRL of the root holds; it is made anew when half of that is over and the root key is at hand.
 pub const ROOT_CRL: Lifetime = Lifetime::days(365);
+
+/// The longest span there is a use for; ends beyond the year 9999 cannot be written.
+const LONGEST: Lifetime = Lifetime::days(36_500);
 
 /// The least a leaf may live.
 pub const SHORTEST_LEAF: Lifetime = Lifetime(Duration::from_secs(60));
@@ -264,11 +267,16 @@ impl LeafParams {
             && !label.starts_with(['.', '-'])
             && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+' | ':'));
         if !sound {
-            let accepted = "letters, digits and . - _ + : and not one of . - at the start";
+            let accepted = "at most 255 letters, digits and . - _ + : and not one of . - at the start";
             return Err(Error::Value { what: "certificate name", value: label, accepted });
         }
         if self.names.is_empty() {
             return Err(Error::Value { what: "names", value: "[]".into(), accepted: "at least one name" });
+        }
+        // A name can be put together without being parsed.
+        if let Some(name) = self.names.iter().find(|name| !name.is_sound()) {
+            let accepted = "a DNS name in lower-case A-labels, or an IP address; names that are parsed from text are";
+            return Err(Error::Value { what: "name", value: name.to_string(), accepted });
         }
         if self.lifetime > LONGEST_LEAF {
             let accepted = "a leaf lives at most 825d: clients refuse longer ones";
@@ -346,6 +354,45 @@ impl AuthorityParams {
             root_lifetime: Lifetime::days(3_650),
             intermediate_lifetime: Lifetime::days(1_825),
             root_key: RootKey::default(),
+        }
+    }
+
+    /// Checks what the types leave open: the name, the permitted subtrees and the lifetimes.
+    ///
+    /// # Errors
+    /// [`Error::Value`].
+    pub fn check(&self) -> Result<()> {
+        self.check_name()?;
+        if self.permitted == Permitted::default() {
+            let accepted = "at least one domain or network: it could not certify anything";
+            return Err(Error::Value { what: "permitted", value: "[]".into(), accepted });
+        }
+        for (what, lifetime) in
+            [("root lifetime", self.root_lifetime), ("intermediate lifetime", self.intermediate_lifetime)]
+        {
+            if !(SHORTEST_LEAF..=LONGEST).contains(&lifetime) {
+                let accepted = "an authority lives from 60s to 100y";
+                return Err(Error::Value { what, value: lifetime.to_string(), accepted });
+            }
+        }
+        if self.intermediate_lifetime > self.root_lifetime {
+            let (value, accepted) =
+                (self.intermediate_lifetime.to_string(), "an intermediate does not outlive its root");
+            return Err(Error::Value { what: "intermediate lifetime", value, accepted });
+        }
+        Ok(())
+    }
+
+    /// The name stands in two common names with more behind it, and those have 64 characters (RFC 5280 appendix A).
+    pub(crate) fn check_name(&self) -> Result<()> {
+        let name = self.name.as_str();
+        match !name.is_empty() && name.trim() == name && name.chars().count() <= 40 && !name.contains(char::is_control)
+        {
+            true => Ok(()),
+            false => {
+                let accepted = "1 to 40 characters, no control characters, no space at either end";
+                Err(Error::Value { what: "authority name", value: name.into(), accepted })
+            }
         }
     }
 }
@@ -436,6 +483,37 @@ mod tests {
                 ..LeafParams::server(["a.internal.example"]).unwrap()
             };
             assert_eq!(wanted.check().is_ok(), sound, "{renewal} of {lifetime}");
+        }
+    }
+
+    #[test]
+    fn names_that_were_not_parsed_are_checked() {
+        for name in ["a_b.internal.example", "A.internal.example", "*.*.internal.example", "10.0.0.1", "a b"] {
+            let wanted = LeafParams { names: vec![Name::Dns(name.into())], ..LeafParams::server(["a"]).unwrap() };
+            let wanted = LeafParams { name: Some("label".into()), ..wanted };
+            assert!(wanted.check().is_err(), "{name:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn an_authority_that_could_not_serve_is_refused() {
+        let sound = || AuthorityParams::new("Example", Permitted::parse(["internal.example"]).unwrap());
+        sound().check().unwrap();
+        let named = |name: &str| AuthorityParams { name: name.into(), ..sound() };
+        named(&"ä".repeat(40)).check().unwrap();
+        for params in [
+            named(""),
+            named(" a"),
+            named("a\nb"),
+            named(&"a".repeat(41)),
+            AuthorityParams { permitted: Permitted::default(), ..sound() },
+            AuthorityParams { root_lifetime: Lifetime::days(u32::MAX), ..sound() },
+            AuthorityParams { root_lifetime: Duration::MAX.into(), ..sound() },
+            AuthorityParams { intermediate_lifetime: Lifetime::days(101 * 365), ..sound() },
+            AuthorityParams { intermediate_lifetime: Lifetime::days(0), ..sound() },
+            AuthorityParams { intermediate_lifetime: Lifetime::days(3_651), ..sound() },
+        ] {
+            assert!(params.check().is_err(), "{params:?} was accepted");
         }
     }
 
