@@ -386,7 +386,7 @@ fn leaf_findings(facts: &LeafFacts<'_>, now: OffsetDateTime) -> Vec<Finding> {
     }
     match &facts.reason {
         // Said above.
-        Some(Reason::UpToDate | Reason::Revoked | Reason::KeyMismatch) => {}
+        Some(Reason::UpToDate | Reason::Revoked | Reason::KeyMismatch | Reason::NotYetValid { .. }) => {}
         Some(Reason::Expiring { not_after }) if now > *not_after => {}
         Some(Reason::Expiring { .. }) => findings.push(warning("past its renewal point")),
         Some(reason) => findings.push(warning(reason.to_string())),
