@@ -77,8 +77,8 @@ pub enum Error {
         /// What was looked for.
         wanted: String,
     },
-    /// A private key file is readable by others.
-    #[error("{} has mode {mode:04o}: a private key must not be accessible by group or others", path.display())]
+    /// A file with a private key or a passphrase is readable by others.
+    #[error("{} has mode {mode:04o}: a file with a key or a passphrase must not be accessible by group or others", path.display())]
     OpenKey {
         /// The file.
         path: PathBuf,

@@ -31,7 +31,7 @@ pub(super) struct Arguments {
 }
 
 fn instant(text: &str) -> std::result::Result<OffsetDateTime, String> {
-    OffsetDateTime::parse(text, &Rfc3339).map_err(|error| error.to_string())
+    OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "a time such as 2027-01-31T12:00:00Z".into())
 }
 
 pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDateTime) -> Result<u8> {
