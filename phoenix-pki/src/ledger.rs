@@ -25,6 +25,7 @@ pub(crate) enum Event {
 
 /// A certificate that was issued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Issued {
     /// Its serial number.
     pub serial: SerialNumber,

@@ -34,6 +34,17 @@ impl std::fmt::Display for Profile {
     }
 }
 
+impl FromStr for Profile {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Server, Self::Client, Self::Peer]
+            .into_iter()
+            .find(|profile| profile.to_string() == text)
+            .ok_or_else(|| Error::Value { what: "profile", value: text.into(), accepted: "server, client or peer" })
+    }
+}
+
 /// A span of time in whole seconds, written like `90s`, `15m`, `24h`, `90d` or `2y` (a year is 365 days), at most `100y`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lifetime(Duration);
@@ -415,23 +426,31 @@ pub enum Revocation {
     CessationOfOperation,
 }
 
+impl Revocation {
+    /// Every reason with its name.
+    pub const ALL: [(Self, &'static str); 5] = [
+        (Self::Unspecified, "unspecified"),
+        (Self::KeyCompromise, "key-compromise"),
+        (Self::AffiliationChanged, "affiliation-changed"),
+        (Self::Superseded, "superseded"),
+        (Self::CessationOfOperation, "cessation-of-operation"),
+    ];
+}
+
+impl std::fmt::Display for Revocation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(Self::ALL.iter().find(|(reason, _)| reason == self).map_or("", |(_, name)| name))
+    }
+}
+
 impl FromStr for Revocation {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Ok(match text {
-            "unspecified" => Self::Unspecified,
-            "key-compromise" => Self::KeyCompromise,
-            "affiliation-changed" => Self::AffiliationChanged,
-            "superseded" => Self::Superseded,
-            "cessation-of-operation" => Self::CessationOfOperation,
-            _ => {
-                return Err(Error::Value {
-                    what: "revocation reason",
-                    value: text.into(),
-                    accepted: "unspecified, key-compromise, affiliation-changed, superseded or cessation-of-operation",
-                });
-            }
+        Self::ALL.iter().find(|(_, name)| *name == text).map(|(reason, _)| *reason).ok_or_else(|| Error::Value {
+            what: "revocation reason",
+            value: text.into(),
+            accepted: "unspecified, key-compromise, affiliation-changed, superseded or cessation-of-operation",
         })
     }
 }
@@ -515,6 +534,18 @@ mod tests {
         ] {
             assert!(params.check().is_err(), "{params:?} was accepted");
         }
+    }
+
+    #[test]
+    fn profiles_and_reasons_are_read_as_they_are_written() {
+        for profile in [Profile::Server, Profile::Client, Profile::Peer] {
+            assert_eq!(profile.to_string().parse::<Profile>().unwrap(), profile);
+        }
+        for (reason, name) in Revocation::ALL {
+            assert_eq!((reason.to_string().as_str(), name.parse::<Revocation>().unwrap()), (name, reason));
+            assert_eq!(serde_json::to_value(reason).unwrap(), name);
+        }
+        assert!("Server".parse::<Profile>().is_err() && "".parse::<Revocation>().is_err());
     }
 
     #[test]
