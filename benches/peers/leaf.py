@@ -1,4 +1,4 @@
-"""Issues leaves in one process: for each line with a count on stdin, one line with the seconds that it took."""
+"""Issues leaves in one process: for each line with a count on stdin, one line with the processor seconds that it took."""
 
 import datetime
 import ipaddress
@@ -49,7 +49,7 @@ def leaf(at: int) -> bytes:
 
 
 for line in sys.stdin:
-    start = time.perf_counter()
+    start = time.process_time()
     for at in range(int(line)):
         leaf(at)
-    print(time.perf_counter() - start, flush=True)
+    print(time.process_time() - start, flush=True)

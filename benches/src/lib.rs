@@ -11,6 +11,7 @@ use aws_lc_rs::signature::{
 };
 use phoenix_pki::{Authority, AuthorityParams, Leaf, LeafParams, Permitted, RootKey, Store};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
 use tempfile::TempDir;
 use time::OffsetDateTime;
 
@@ -138,6 +139,20 @@ pub fn seconds<T>(work: impl FnOnce() -> T) -> f64 {
     let start = Instant::now();
     let result = work();
     let taken = start.elapsed().as_secs_f64();
+    drop(result);
+    taken
+}
+
+/// How much processor time the work takes in this process, in seconds: on one core the time that it takes when nothing
+/// else runs there.
+pub fn processor_seconds<T>(work: impl FnOnce() -> T) -> f64 {
+    let now = || {
+        let now = clock_gettime(ClockId::ProcessCPUTime);
+        now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+    };
+    let start = now();
+    let result = work();
+    let taken = now() - start;
     drop(result);
     taken
 }

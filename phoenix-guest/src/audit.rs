@@ -4,6 +4,7 @@ use phoenix_pki::{AuditEntry, Authority, Certificate, Finding, LeafParams, Sever
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use crate::command::printable;
 use crate::converge::{Options, Reached, converge};
 use crate::error::{Error, Result, causes};
 use crate::guest::GuestPath;
@@ -73,7 +74,8 @@ impl Audited {
     }
 
     fn holding(mut self, certificate: &Certificate, now: OffsetDateTime) -> Self {
-        self.issuer = certificate.issuer().into();
+        // A guest may have put any certificate there.
+        self.issuer = printable(certificate.issuer().as_bytes());
         self.not_after = Some(certificate.not_after());
         self.days_left = Some((certificate.not_after() - now).whole_days());
         if now > certificate.not_after() {

@@ -12,10 +12,13 @@ use crate::command::{Command, Output};
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::guest::{GuestPath, Placed};
-use crate::inventory::{CertificateEntry, GuestEntry, GuestKind, Inventory};
+use crate::inventory::{CertificateEntry, GuestEntry, GuestId, GuestKind, Inventory};
 use crate::report::{CertificateReport, DeliveryReport, GuestReport, Report, State, TrustReport};
-use crate::transport::{File, Local, Observed, Rootfs, Transport};
+use crate::transport::{ContainerState, File, Local, Observed, Pct, Rootfs, Transport};
 use crate::trust::{StoreState, StoreStatus, Trust, TrustStore};
+
+/// How long a guest may take, after its deadline, to end what was begun: a pair that hangs is taken back all the same.
+const WAY_BACK: Duration = Duration::from_secs(30);
 
 /// How a run goes.
 #[derive(Clone, Debug)]
@@ -67,10 +70,25 @@ pub enum Reached {
     },
 }
 
+impl Reached {
+    /// A container, as far as it runs: one that is stopped, or not on this host, is absent.
+    ///
+    /// # Errors
+    /// Those of [`Pct::state`].
+    pub fn container(container: Pct) -> Result<Self> {
+        Ok(match container.state()? {
+            ContainerState::Running => Self::Ready(Box::new(container)),
+            ContainerState::Stopped => Self::Absent { why: "stopped".into() },
+            ContainerState::Absent => Self::Absent { why: "no such container on this host".into() },
+        })
+    }
+}
+
 /// Reaches a guest as its entry says.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for a kind of guest that this version does not reach.
+/// [`Error::Unsupported`] for a kind of guest that this version does not reach, and for a container anywhere but on a
+/// Proxmox VE host; those of [`Pct::state`] and [`Rootfs::new`].
 pub fn reach(entry: &GuestEntry) -> Result<Reached> {
     match &entry.kind {
         GuestKind::Host => Ok(Reached::Ready(Box::new(Local::named(entry.id.to_string())))),
@@ -78,6 +96,10 @@ pub fn reach(entry: &GuestEntry) -> Result<Reached> {
             Ok(Reached::Absent { why: format!("{} is no directory", path.display()) })
         }
         GuestKind::Rootfs(path) => Ok(Reached::Ready(Box::new(Rootfs::new(entry.id.to_string(), path)?))),
+        GuestKind::Lxc => match entry.id {
+            GuestId::Vmid(vmid) => Reached::container(Pct::new(vmid)),
+            _ => Err(Error::Unsupported { guest: entry.id.to_string(), what: "a container has a number".into() }),
+        },
         other => Err(Error::Unsupported {
             guest: entry.id.to_string(),
             what: format!("{other} guests cannot be reached by this version"),
@@ -294,8 +316,9 @@ impl Run<'_> {
             self.working(entry, "trust");
             let (trust, bundle) = self.trust(entry, selected, &copies, &transport);
             report.trust = Some(trust);
-            if selected {
-                // A guest that should trust the root judges what it serves by its own bundle, and by nothing else.
+            if anchors.iter().all(|root| bundle.contains(root)) {
+                // A guest that trusts the root judges what it serves by its own bundle, and by nothing else. That one does
+                // not is said of its trust: to its pairs, which a renewal must still reach, the root alone says the same.
                 anchors = bundle;
             }
         }
@@ -314,13 +337,14 @@ impl Run<'_> {
         entry: &GuestEntry,
         selected: bool,
         copies: &[&Placed],
-        transport: &dyn Transport,
+        transport: &Bounded,
     ) -> (TrustReport, Vec<CertificateDer<'static>>) {
         let Some(authority) = self.authority else {
             return (TrustReport { state: State::Due, stores: Vec::new() }, Vec::new());
         };
         let made = || -> Result<_> {
             let (mut changed, mut stores, mut bundle) = (false, Vec::new(), Vec::new());
+            transport.begin("trust")?;
             if selected {
                 let roots = std::slice::from_ref(authority.root());
                 let trust = Trust::of(transport, &entry.docker_registries)?;
@@ -328,7 +352,9 @@ impl Run<'_> {
                     true => (false, trust.status(roots)?),
                     false => trust.install(roots).map(|installed| (installed.changed, installed.stores))?,
                 };
-                bundle = trust.bundle()?;
+                if trust.family().is_some() {
+                    bundle = trust.bundle()?;
+                }
             }
             for copy in copies {
                 let (written, status) = self.copy(copy, authority.root(), transport)?;
@@ -370,7 +396,7 @@ impl Run<'_> {
 
     fn delivery(
         &self,
-        transport: &dyn Transport,
+        transport: &Bounded,
         certificate: &CertificateEntry,
         held: &Held,
         placement: &crate::delivery::Placement,
@@ -387,6 +413,7 @@ impl Run<'_> {
         // In a dry run, a certificate that is due has not been made: its delivery follows.
         let Some(leaf) = &held.leaf else { return report };
         let made = || -> Result<_> {
+            transport.begin(placement.cert.path.as_str())?;
             let delivery = Delivery::new(transport, leaf, placement)?;
             let standing = delivery.standing(transport.observe(&delivery.paths()?)?);
             match self.options.dry_run {
@@ -411,7 +438,8 @@ impl Run<'_> {
     }
 }
 
-/// A transport with a deadline for all that is asked of one guest together.
+/// A transport with a deadline for all that is asked of one guest together: nothing is begun after it, and what was begun
+/// before has [`WAY_BACK`] more.
 struct Bounded {
     inner: Box<dyn Transport>,
     start: Instant,
@@ -419,11 +447,20 @@ struct Bounded {
 }
 
 impl Bounded {
+    /// Whether something new may be begun.
+    fn begin(&self, attempted: &str) -> Result<()> {
+        self.until(self.limit, &format!("what came before {attempted}")).map(drop)
+    }
+
     fn left(&self, attempted: &str) -> Result<Duration> {
-        self.limit.checked_sub(self.start.elapsed()).filter(|left| !left.is_zero()).ok_or_else(|| Error::Deadline {
+        self.until(self.limit, attempted).or_else(|_| self.until(self.limit.saturating_add(WAY_BACK), attempted))
+    }
+
+    fn until(&self, limit: Duration, attempted: &str) -> Result<Duration> {
+        limit.checked_sub(self.start.elapsed()).filter(|left| !left.is_zero()).ok_or_else(|| Error::Deadline {
             guest: self.inner.guest().into(),
             attempted: attempted.into(),
-            limit: self.limit,
+            limit,
         })
     }
 }

@@ -41,6 +41,9 @@ const LONGEST_FILE: usize = 1 << 20;
 /// The directory beside a certificate that holds its generations.
 const STATE: &str = ".phoenix";
 
+/// The files of a generation that not every placement has.
+const OPTIONAL: [&str; 2] = ["chain.pem", "root.pem"];
+
 /// The most symlinks that the directory of a file may lead through, as in Linux.
 const LINKS_LIMIT: usize = 40;
 
@@ -82,10 +85,10 @@ impl Placement {
 
     /// Every file of it, under its name in a generation.
     pub fn files(&self) -> impl Iterator<Item = (&'static str, &Placed)> {
-        let optional = [("chain.pem", &self.chain), ("root.pem", &self.root)];
+        let optional = OPTIONAL.into_iter().zip([&self.chain, &self.root]);
         [("cert.pem", &self.cert), ("key.pem", &self.key)]
             .into_iter()
-            .chain(optional.into_iter().filter_map(|(name, placed)| Some((name, placed.as_ref()?))))
+            .chain(optional.filter_map(|(name, placed)| Some((name, placed.as_ref()?))))
     }
 }
 
@@ -227,24 +230,12 @@ impl<'a> Delivery<'a> {
         let mut seen = HashSet::new();
         for (_, placed) in placement.files() {
             let path = &placed.path;
-            if !seen.insert(path) || path.as_str().split('/').any(|part| part == STATE) {
+            if !seen.insert(path) || in_state(path) {
                 let accepted = "a path of its own for each file of a pair, outside of .phoenix";
                 return Err(Error::Value { what: "path", value: path.to_string(), accepted });
             }
         }
-        let wanted = placement
-            .files()
-            .map(|(name, placed)| {
-                let bytes = zeroize::Zeroizing::new(match name {
-                    "cert.pem" => leaf.chain_pem().into_bytes(),
-                    "key.pem" => leaf.key().to_pem().as_bytes().to_vec(),
-                    "chain.pem" => leaf.chain().iter().skip(1).map(Certificate::pem).collect::<String>().into_bytes(),
-                    _ => leaf.root().pem().into_bytes(),
-                });
-                let digest = digest(&bytes);
-                Wanted { name, placed: placed.clone(), bytes, digest }
-            })
-            .collect();
+        let wanted = placement.files().map(|(name, placed)| Wanted::of(leaf, name, placed.clone())).collect();
         Ok(Self { transport, leaf, placement, state, wanted })
     }
 
@@ -390,6 +381,7 @@ impl<'a> Delivery<'a> {
             marked => marked?,
         }
         self.put_generation(&new, &self.wanted)?;
+        self.put_generation(&new, &self.outlived(standing)?)?;
         if !linked {
             if found.is_empty() {
                 // New links lead nowhere until the switch.
@@ -445,6 +437,10 @@ impl<'a> Delivery<'a> {
             return Err(self.failed("replace", path, why));
         }
         for ((wanted, observed), text) in self.wanted.iter().zip(&standing.files).zip(texts) {
+            if *observed == Observed::MISSING {
+                // A FIFO, a socket or a device is no file to observe either, and an error to read.
+                self.transport.get(&wanted.placed.path, LONGEST_FILE)?;
+            }
             if let Observed { link: Some(link), file: None, .. } = observed
                 && link != text
             {
@@ -496,6 +492,21 @@ impl<'a> Delivery<'a> {
             Some(file) => self.transport.put(&file.file(&wanted.placed.path)),
             None => self.transport.remove(&wanted.placed.path),
         })
+    }
+
+    /// Files of the current generation that are placed no more. What was told their paths may still read them: the links
+    /// stay, and do not lead nowhere after the switch.
+    fn outlived(&self, standing: &Standing) -> Result<Vec<Wanted>> {
+        let Some(current) = &standing.current else { return Ok(Vec::new()) };
+        let directory = self.state.join(current)?;
+        let mut outlived = Vec::new();
+        for name in OPTIONAL.into_iter().filter(|name| self.wanted.iter().all(|wanted| wanted.name != *name)) {
+            let path = directory.join(name)?;
+            if self.transport.observe(std::slice::from_ref(&path))?.iter().any(|observed| observed.file.is_some()) {
+                outlived.push(Wanted::of(self.leaf, name, Placed::certificate(path)));
+            }
+        }
+        Ok(outlived)
     }
 
     fn put_generation(&self, name: &str, files: &[Wanted]) -> Result<()> {
@@ -632,6 +643,17 @@ impl<'a> Delivery<'a> {
 }
 
 impl Wanted {
+    fn of(leaf: &Leaf, name: &'static str, placed: Placed) -> Self {
+        let bytes = zeroize::Zeroizing::new(match name {
+            "cert.pem" => leaf.chain_pem().into_bytes(),
+            "key.pem" => leaf.key().to_pem().as_bytes().to_vec(),
+            "chain.pem" => leaf.chain().iter().skip(1).map(Certificate::pem).collect::<String>().into_bytes(),
+            _ => leaf.root().pem().into_bytes(),
+        });
+        let digest = digest(&bytes);
+        Self { name, placed, bytes, digest }
+    }
+
     fn file(&self, path: &GuestPath) -> File {
         let Placed { mode, owner, .. } = self.placed.clone();
         File { path: path.clone(), bytes: self.bytes.to_vec(), mode, owner }
@@ -668,6 +690,11 @@ fn differs(wanted: &Wanted, found: Option<&ObservedFile>, owners: bool) -> Optio
         return Some(Difference::Owner { path, found, wanted: wanted.placed.owner.to_string() });
     }
     None
+}
+
+/// Whether a path leads into the state of a delivery.
+pub(crate) fn in_state(path: &GuestPath) -> bool {
+    path.as_str().split('/').any(|part| part == STATE)
 }
 
 /// A generation's name: 16 hexadecimal digits, so that no link of the guest's leads elsewhere.

@@ -46,7 +46,7 @@ pub enum Error {
         stderr: String,
     },
     /// A deadline passed.
-    #[error("guest {guest}: {attempted} took longer than {} s", limit.as_secs_f32())]
+    #[error("guest {guest}: {attempted} took longer than {limit:.0?}")]
     Deadline {
         /// The guest's name.
         guest: String,
@@ -120,7 +120,7 @@ pub enum Error {
         left: Option<Box<Error>>,
     },
     /// A new pair was put back because the consumer's check, its reload or the proof failed.
-    #[error("guest {guest}: {path} was rolled back{}", also(rollback))]
+    #[error("guest {guest}: {path} {}", rolled_back(rollback))]
     RolledBack {
         /// The guest's name.
         guest: String,
@@ -167,9 +167,9 @@ pub(crate) fn causes(error: &dyn std::error::Error) -> Vec<String> {
 }
 
 /// A failure on the way back: it has no place in the chain of sources, so its own chain is told here.
-fn also(rollback: &Option<Box<Error>>) -> String {
-    let Some(error) = rollback else { return String::new() };
-    format!(", and that failed too: {}", causes(error.as_ref()).join(": "))
+fn rolled_back(rollback: &Option<Box<Error>>) -> String {
+    let Some(error) = rollback else { return "was rolled back".into() };
+    format!("was to be rolled back, which failed too: {}", causes(error.as_ref()).join(": "))
 }
 
 /// Key and value of an inventory, as far as they are known, before the reason.

@@ -26,5 +26,5 @@ pub use facts::{Family, OsRelease};
 pub use guest::{GuestPath, Id, Mode, Owner, Placed};
 pub use handshake::{Proof, Serves};
 pub use report::{CertificateReport, DeliveryReport, GuestReport, Report, State, TrustReport};
-pub use transport::{File, Local, Memory, Observed, ObservedFile, Rootfs, Transport};
+pub use transport::{ContainerState, File, Local, Memory, Observed, ObservedFile, Pct, Rootfs, Transport};
 pub use trust::{Installed, StoreState, StoreStatus, Trust, TrustStore};

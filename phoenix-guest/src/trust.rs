@@ -358,6 +358,11 @@ impl<'a> Trust<'a> {
     }
 }
 
+/// Whether a path is that of a bundle, in whichever distribution.
+pub(crate) fn is_bundle(path: &GuestPath) -> bool {
+    LAYOUTS.iter().any(|layout| layout.bundle == path.as_str())
+}
+
 /// What all stores of a guest hold.
 struct Seen<'c> {
     system: Option<SystemSeen<'c>>,

@@ -118,6 +118,27 @@ fn what_is_expired_in_a_guest_is_critical_and_a_stopped_guest_a_warning() {
     assert_eq!(entry(&all, "101", "pair").severity(), Severity::Ok);
 }
 
+/// Signed by its own key; its subject, and so its issuer, clears a terminal: `CN=a\x1b[2Jb`.
+const CLEARS_TERMINALS: &str = "\
+-----BEGIN CERTIFICATE-----
+MIHeMIGRAhRpoWyOW+qpI1HhoCBEDGY/X1khxjAFBgMrZXAwETEPMA0GA1UEAwwG
+YRtbMkpiMCAXDTI2MTEyMTAzMDM1OVoYDzIxMjYxMDI4MDMwMzU5WjARMQ8wDQYD
+VQQDDAZhG1sySmIwKjAFBgMrZXADIQDw+//xuV/WIFcc5tSmXAW/L23bEzHnWbLa
+CEXd3yNeDDAFBgMrZXADQQCUu8jxlPBkNPavMLW8zgj1ZW7/or/Kv8MYa3n5Qb7M
+jjRd9nv2IXsATiomFiQY088r4XDriMZtliRR2sQAA7wE
+-----END CERTIFICATE-----
+";
+
+#[test]
+fn what_a_guest_puts_in_a_certificate_does_not_reach_the_terminal() {
+    let estate = Estate::new();
+    estate.converge(NOW);
+    fs::remove_file(estate.path("101/etc/ssl/a.crt")).unwrap();
+    fs::write(estate.path("101/etc/ssl/a.crt"), CLEARS_TERMINALS).unwrap();
+    let all = estate.audit(NOW);
+    assert_eq!(entry(&all, "101", "pair").issuer, "CN=a [2Jb");
+}
+
 #[test]
 fn a_store_that_stops_a_run_is_a_finding_and_not_the_end_of_the_audit() {
     use std::os::unix::fs::PermissionsExt as _;

@@ -262,6 +262,79 @@ fn a_guest_has_a_deadline_and_the_others_do_not_wait_for_it() {
 }
 
 #[test]
+fn a_consumer_that_hangs_beyond_the_deadline_gets_its_old_pair_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, ssl) = (directory.path().join("store"), directory.path().join("ssl"));
+    let text = format!(
+        r#"
+        authority = {{ name = "Example", store = {store:?}, root_key = "plain" }}
+        guest = [{{ id = "host", type = "host" }}]
+
+        [[certificate]]
+        names = ["www.internal.example"]
+
+        [[certificate.deliver]]
+        guest = "host"
+        cert = {{ path = "{0}/www.crt", owner = "{1}:{2}" }}
+        key = {{ path = "{0}/www.key", owner = "{1}:{2}" }}
+        reload = ["true"]
+        "#,
+        ssl.display(),
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
+    let mut inventory = Inventory::parse(&text, "phoenix.toml").unwrap();
+    let run = |inventory: &Inventory| {
+        converge(inventory, &phoenix_guest::reach, &Options::default(), NOW, &|_| {}).unwrap().guests.remove(0)
+    };
+    assert_eq!(run(&inventory).deliveries[0].state, State::Changed);
+    let old = fs::read(ssl.join("www.crt")).unwrap();
+
+    let authority = Authority::open(&Store::new(&store)).unwrap();
+    authority.issue(&inventory.certificates[0].leaf, NOW).unwrap();
+    inventory.guests[0].deadline = std::time::Duration::from_millis(500);
+    let placement = &mut inventory.certificates[0].deliver[0].placement;
+    placement.check = Some(vec!["sleep".into(), "30".into()]);
+    let mut later = inventory.certificates[0].deliver[0].clone();
+    later.placement =
+        phoenix_guest::Placement::new("/nowhere/a.crt".parse().unwrap(), "/nowhere/a.key".parse().unwrap());
+    inventory.certificates[0].deliver.push(later);
+    let report = run(&inventory);
+    let State::Failed { causes } = &report.deliveries[0].state else { panic!("{report:?}") };
+    assert!(causes[0].ends_with("was rolled back") && causes[1].contains("took longer than"), "{causes:?}");
+    assert_eq!(fs::read(ssl.join("www.crt")).unwrap(), old);
+    let State::Failed { causes } = &report.deliveries[1].state else { panic!("{report:?}") };
+    assert!(causes[0].contains("what came before /nowhere/a.crt took longer than 500ms"), "{causes:?}");
+}
+
+#[test]
+fn a_guest_that_cannot_trust_the_root_gets_its_pairs_all_the_same() {
+    let estate = Estate::new();
+    fs::write(estate.guest("102").join("etc/os-release"), "ID=plan9\n").unwrap();
+    for changed in [true, false] {
+        let report = estate.run(false, NOW).unwrap();
+        let guest = report.guests.iter().find(|guest| guest.guest == "102").unwrap();
+        let trust = guest.trust.as_ref().unwrap();
+        let State::Failed { causes } = &trust.state else { panic!("{trust:?}") };
+        assert!(causes[0].contains("\"plan9\"") && trust.stores.len() == 1, "{trust:?}");
+        let expected = if changed { State::Changed } else { State::Unchanged };
+        assert!(guest.deliveries.iter().all(|delivery| delivery.state == expected), "{guest:#?}");
+    }
+}
+
+#[test]
+fn what_a_dry_run_would_first_make_trusted_is_no_failure_of_a_pair() {
+    let estate = Estate::new();
+    estate.run(false, NOW).unwrap();
+    fs::write(estate.guest("102").join("etc/ssl/certs/ca-certificates.crt"), "").unwrap();
+    let report = estate.run(true, NOW).unwrap();
+    assert_eq!(failures(&report), Vec::<String>::new());
+    let guest = report.guests.iter().find(|guest| guest.guest == "102").unwrap();
+    assert_eq!(guest.trust.as_ref().unwrap().state, State::Due);
+    assert!(guest.deliveries.iter().all(|delivery| delivery.state == State::Unchanged), "{guest:#?}");
+}
+
+#[test]
 fn guests_are_worked_on_at_the_same_time() {
     // Every guest waits for all others of its layer: one after the other, the first would wait for ever.
     let mut estate = Estate::new();

@@ -528,7 +528,7 @@ fn a_way_back_that_fails_is_told_and_finished_by_the_next_run() {
     refuses.store(true, Ordering::SeqCst);
     let error = ensure(&guest, leaf(1), &placement()).unwrap_err();
     let Error::RolledBack { rollback: Some(_), .. } = &error else { panic!("{error:?}") };
-    assert!(error.to_string().contains("that failed too") && error.to_string().contains("no consumer"), "{error}");
+    assert!(error.to_string().contains("which failed too") && error.to_string().contains("no consumer"), "{error}");
     assert_eq!(held(&guest), Some(0), "the files are back");
     refuses.store(false, Ordering::SeqCst);
     // The old leaf is in place, but nobody knows what the consumer holds.
@@ -569,6 +569,20 @@ fn a_path_that_is_added_later_joins_the_others() {
 }
 
 #[test]
+fn a_path_that_is_placed_no_more_still_leads_to_a_file() {
+    for subject in [rootfs(), memory()] {
+        ensure(&*subject.guest, leaf(0), &placement()).unwrap();
+        let less = Placement { root: None, ..placement() };
+        for (next, changed) in [(1, true), (1, false), (0, true)] {
+            assert_eq!(ensure(&*subject.guest, leaf(next), &less).unwrap().changed(), changed);
+            let root = subject.guest.get(&path("/etc/nginx/ssl/root.crt"), 1 << 20).unwrap();
+            assert_eq!(root.as_deref(), Some(leaf(next).root().pem().as_bytes()));
+        }
+        assert_tidy(&*subject.guest);
+    }
+}
+
+#[test]
 fn one_path_of_two_is_adopted() {
     for missing in [CERT, KEY] {
         for subject in [rootfs(), memory()] {
@@ -602,6 +616,20 @@ fn what_is_no_file_is_refused_before_anything_changes() {
         let error = ensure(&*subject.guest, leaf(0), &placement()).unwrap_err();
         let Error::File { source, .. } = &error else { panic!("{error:?}") };
         assert!(source.to_string().contains("leads to no file") && !source.to_string().contains('\x1b'), "{source}");
+        assert_eq!(before, snapshot(subject.root.as_ref().unwrap().path()));
+    }
+}
+
+#[test]
+fn a_fifo_in_the_place_of_a_file_stays() {
+    for at in [CERT, KEY] {
+        let subject = rootfs();
+        std::fs::create_dir_all(subject.host(at).parent().unwrap()).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, subject.host(at), rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+        let before = snapshot(subject.root.as_ref().unwrap().path());
+        let error = ensure(&*subject.guest, leaf(0), &placement()).unwrap_err();
+        let Error::File { path, source, .. } = &error else { panic!("{error:?}") };
+        assert_eq!((path.as_str(), source.kind()), (at, ErrorKind::InvalidInput));
         assert_eq!(before, snapshot(subject.root.as_ref().unwrap().path()));
     }
 }

@@ -521,8 +521,8 @@ fn assert_tidy(ground: &Ground, when: &str) {
 
 /// The system calls that touch files.
 const CALLS: &str = "open,openat,openat2,creat,write,writev,pwrite64,fsync,fdatasync,syncfs,sync_file_range,rename,renameat,\
-     renameat2,link,linkat,symlink,symlinkat,mkdir,mkdirat,unlink,unlinkat,rmdir,truncate,ftruncate,fallocate,chmod,\
-     fchmod,fchmodat,chown,fchown,lchown,fchownat";
+     renameat2,link,linkat,symlink,symlinkat,mkdir,mkdirat,unlink,unlinkat,rmdir,truncate,ftruncate,fallocate,\
+     chmod,fchmod,fchmodat,chown,fchown,lchown,fchownat";
 
 /// A system call that an action makes on guests or store.
 #[derive(Clone, Debug)]
@@ -641,9 +641,9 @@ fn points(action: Action, ground: &Ground) -> Vec<Point> {
     points
 }
 
-/// What no kill of a process shows. Whatever is made in a guest is made new and closed to others: who opens a file while it
-/// is empty reads a key from it later. And it outlives a power cut: whole before its rename, and the rename durable
-/// before anything that follows from it.
+/// What no kill of a process shows. Whatever is made in a guest is made new and closed to others: who opens a file
+/// while it is empty reads a key from it later. And it outlives a power cut: whole before its rename, and the rename
+/// durable before anything that follows from it.
 fn assert_closed_and_durable(points: &[&Point]) {
     for (at, point) in points.iter().enumerate() {
         let line = &point.line;

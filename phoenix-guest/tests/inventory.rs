@@ -167,6 +167,10 @@ fn guests_that_cannot_be() {
             "[[guest]]\nid = 102\ntype = \"lxc\"\npath = \"/srv\"",
             "9:8: guest.path: \"/srv\": only a rootfs guest has a path",
         ),
+        (
+            "[[guest]]\nid = \"a\"\ntype = \"rootfs\"\npath = \"srv/web\"\n[[guest]]\nid = \"b\"\ntype = \"rootfs\"\npath = \"./srv//web/\"",
+            "13:8: guest.path: \"./srv//web/\": the guest of line 9 has this directory",
+        ),
         ("[[guest]]\nid = 101\ntype = \"vm\"", "7:6: guest.id: \"101\": the guest of line 3 has this id"),
         (
             "[[guest]]\nid = 102\ntype = \"lxc\"\ndepends = [101,\n  103]",
@@ -323,6 +327,26 @@ fn deliveries_that_cannot_be() {
         (
             "chain = { path = \"/k\" }",
             "13:18: certificate.deliver.chain.path: \"/k\": line 12 puts another file of guest 101 there",
+        ),
+        (
+            "chain = { path = \"/k/chain\" }",
+            "13:18: certificate.deliver.chain.path: \"/k/chain\": line 12 puts a file of guest 101 where this needs a directory",
+        ),
+        (
+            "chain = { path = \"/d/chain\" }\nroot = { path = \"/d\" }",
+            "14:17: certificate.deliver.root.path: \"/d\": line 13 puts a file of guest 101 below it",
+        ),
+        (
+            "chain = { path = \"/.phoenix/c/current\" }",
+            "13:18: certificate.deliver.chain.path: \"/.phoenix/c/current\": a directory .phoenix holds the state of deliveries, and no other files",
+        ),
+        (
+            "root = { path = \"/etc/ssl/certs/ca-certificates.crt\" }",
+            "13:17: certificate.deliver.root.path: \"/etc/ssl/certs/ca-certificates.crt\": all that the guest's programs trust stands there; `trust.select` adds the root to it",
+        ),
+        (
+            "[trust]\ncopies = [{ guest = 101, path = \"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem\" }]",
+            "14:33: trust.copies.path: \"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem\": all that the guest's programs trust stands there; `trust.select` adds the root to it",
         ),
         (
             "root = { path = \"/r\", mode = 644 }",

@@ -215,7 +215,7 @@ fn a_configuration_that_is_broken_tells_both_causes() {
     let sound = std::fs::read(nginx.at("nginx.conf")).unwrap();
     std::fs::write(nginx.at("nginx.conf"), "nonsense;").unwrap();
     let error = nginx.ensure(&new, &nginx.placement()).unwrap_err();
-    assert!(cause(&error).contains("nonsense") && error.to_string().contains("that failed too"), "{error:?}");
+    assert!(cause(&error).contains("nonsense") && error.to_string().contains("which failed too"), "{error:?}");
     assert_eq!(nginx.served(), old.certificate().fingerprint());
     assert_eq!(nginx.held(), old.certificate().fingerprint());
     std::fs::write(nginx.at("nginx.conf"), sound).unwrap();

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
 
-use crate::certificate::{Certificate, SerialNumber};
+use crate::certificate::{Certificate, Fingerprint, SerialNumber};
 use crate::error::{Error, Result};
 use crate::name::Name;
 use crate::profile::{Profile, Revocation};
@@ -82,6 +82,25 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// An event as a line, which ends in a check of what stands before: a flipped bit must not take a revocation back.
+pub(crate) fn line(event: &Event) -> std::result::Result<String, serde_json::Error> {
+    let json = serde_json::to_string(event)?;
+    let open = json.strip_suffix('}').unwrap_or(&json);
+    Ok(format!("{open},\"check\":\"{}\"}}\n", check(open)))
+}
+
+/// The first 64 bits of the SHA-256 of a line up to its check.
+fn check(open: &str) -> String {
+    Fingerprint::of(open.as_bytes()).short()
+}
+
+/// Whether a line is as it was written.
+fn is_whole(line: &str) -> bool {
+    let end = r#","check":"0123456789abcdef"}"#.len();
+    let Some((open, end)) = line.len().checked_sub(end).and_then(|at| line.split_at_checked(at)) else { return false };
+    end == format!(r#","check":"{}"}}"#, check(open))
+}
+
 /// Everything ever issued, and what was revoked.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
@@ -96,18 +115,18 @@ impl Ledger {
     pub(crate) fn parse(text: &str, origin: &str) -> Result<Self> {
         let mut ledger = Self::default();
         let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
-        for (at, line) in whole.lines().enumerate() {
+        for (at, line) in whole.split_terminator('\n').enumerate() {
+            let damaged =
+                |why: String| Error::Parse { origin: format!("{origin}:{}", at + 1), what: "ledger line", why };
+            if !is_whole(line) {
+                return Err(damaged("it is not as it was written".into()));
+            }
             // Almost every line is of this kind, and is read in half the time when serde need not look for the tag.
             let event = match line.starts_with(r#"{"event":"issued","#) {
                 true => serde_json::from_str(line).map(Event::Issued),
                 false => serde_json::from_str(line),
             };
-            let event = event.map_err(|error| Error::Parse {
-                origin: format!("{origin}:{}", at + 1),
-                what: "ledger line",
-                why: error.to_string(),
-            })?;
-            match event {
+            match event.map_err(|error| damaged(error.to_string()))? {
                 Event::Issued(issued) => {
                     if let Some(replaced) = &issued.replaces {
                         ledger.replaced_by.insert(replaced.clone(), issued.serial.clone());

@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use crate::certificate::SerialNumber;
 use crate::error::{Error, Result};
 use crate::key::{Passphrase, random};
-use crate::ledger::{Event, Ledger, hex};
+use crate::ledger::{self, Event, Ledger, hex};
 use crate::profile::{PassphraseSource, RootKey};
 
 /// The longest file that is read: a chain or a key is a few kilobytes.
@@ -355,11 +355,17 @@ impl Lock<'_> {
         replace_file(&self.store.authority_file(generation, role, extension), bytes)
     }
 
-    /// Moves the root key out of the store, to a file that must not be there yet.
+    /// Moves the root key out of the store, to a file that must not be there yet, or holds the key already: a run that
+    /// was killed between the copy and the removal is finished by the next.
     pub(crate) fn seal(&self, generation: &str, to: &Path) -> Result<()> {
         let from = self.store.authority_file(generation, Role::Root, "key");
         let key = read_key(&from)?.ok_or_else(|| Error::Sealed { store: self.store.path.clone() })?;
-        write_file(to, &key, true)?;
+        if read_key(to)?.is_none_or(|there| there != key) {
+            if to.symlink_metadata().is_ok() {
+                return Err(failed("create", to)(ErrorKind::AlreadyExists.into()));
+            }
+            replace_file(to, &key)?;
+        }
         sync(parent(to))?;
         fs::remove_file(&from).map_err(failed("remove", &from))?;
         sync(from.parent().unwrap_or(&self.store.path))
@@ -399,13 +405,8 @@ impl Lock<'_> {
         }
         let mut lines = String::new();
         for event in events {
-            let line = serde_json::to_string(event).map_err(|error| Error::WriteFile {
-                attempted: "write",
-                path: path.clone(),
-                source: error.into(),
-            })?;
+            let line = ledger::line(event).map_err(|error| failed("write", &path)(error.into()))?;
             lines.push_str(&line);
-            lines.push('\n');
         }
         let written = file.write_all(lines.as_bytes()).and_then(|()| file.sync_all());
         if let Err(source) = written {

@@ -30,16 +30,23 @@ fn later() -> OffsetDateTime {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action {
     Create,
+    CreatePlain,
     Issue,
     PublishTwenty,
     Renew,
     Revoke,
 }
 
-use Action::{Create, Issue, PublishTwenty, Renew, Revoke};
+use Action::{Create, CreatePlain, Issue, PublishTwenty, Renew, Revoke};
 
-const ACTIONS: [(Action, &str); 5] =
-    [(Create, "create"), (Issue, "issue"), (PublishTwenty, "publish-twenty"), (Renew, "renew"), (Revoke, "revoke")];
+const ACTIONS: [(Action, &str); 6] = [
+    (Create, "create"),
+    (CreatePlain, "create-plain"),
+    (Issue, "issue"),
+    (PublishTwenty, "publish-twenty"),
+    (Renew, "renew"),
+    (Revoke, "revoke"),
+];
 
 impl Action {
     fn name(self) -> &'static str {
@@ -49,7 +56,7 @@ impl Action {
     /// The leaves it is about, and the time it runs at.
     fn wanted(self) -> (Vec<LeafParams>, OffsetDateTime) {
         match self {
-            Create => (Vec::new(), NOW),
+            Create | CreatePlain => (Vec::new(), NOW),
             Issue | Revoke => (vec![server(LABEL)], NOW),
             Renew => (vec![server(LABEL)], later()),
             PublishTwenty => ((0..20).map(|n| server(&format!("host-{n}.internal.example"))).collect(), NOW),
@@ -58,7 +65,7 @@ impl Action {
 
     /// What has to be there before it.
     fn prepare(self, store: &Store) {
-        if self == Create {
+        if matches!(self, Create | CreatePlain) {
             return;
         }
         let authority = Authority::create(store, &params(), NOW).unwrap();
@@ -70,8 +77,9 @@ impl Action {
     }
 
     fn run(self, store: &Store) -> Result<(), Error> {
-        if self == Create {
-            let params = AuthorityParams { root_key: RootKey::Generated, ..params() };
+        if matches!(self, Create | CreatePlain) {
+            let root_key = if self == Create { RootKey::Generated } else { RootKey::Plain };
+            let params = AuthorityParams { root_key, ..params() };
             return Authority::open_or_create(store, &params, NOW).map(drop);
         }
         let authority = Authority::open(store)?;
@@ -135,7 +143,7 @@ fn main() {
 /// A test is given its name, for the record of what was skipped.
 type Test = fn(&str);
 
-const TESTS: [(&str, Test); 15] = [
+const TESTS: [(&str, Test); 16] = [
     ("a_creation_killed_anywhere_leaves_no_authority_or_a_whole_one", |test| killed_at_every_call(test, Create)),
     ("an_issue_killed_anywhere_leaves_no_pair_or_a_whole_one", |test| killed_at_every_call(test, Issue)),
     ("a_batch_killed_anywhere_leaves_whole_pairs", |test| killed_at_every_call(test, PublishTwenty)),
@@ -148,6 +156,7 @@ const TESTS: [(&str, Test); 15] = [
     ("a_revocation_on_a_failing_disk_says_so", |test| failing_at_every_write(test, Revoke)),
     ("a_disk_that_fills_up_at_any_page_leaves_nothing_half", full_at_every_page),
     ("a_creation_survives_a_power_cut", |test| power_cut_at_every_call(test, Create)),
+    ("a_creation_without_a_passphrase_survives_a_power_cut", |test| power_cut_at_every_call(test, CreatePlain)),
     ("an_issue_survives_a_power_cut", |test| power_cut_at_every_call(test, Issue)),
     ("a_batch_survives_a_power_cut", |test| power_cut_at_every_call(test, PublishTwenty)),
     ("a_renewal_survives_a_power_cut", |test| power_cut_at_every_call(test, Renew)),

@@ -78,11 +78,18 @@ fn cases_of(kind: KeyType, directory: &Path) -> Vec<Case> {
     keep("intermediate", authority.intermediate());
     for wanted in [
         LeafParams::server(["www.internal.example", "*.internal.example", "10.0.0.101", "fd00::7"]).unwrap(),
+        LeafParams {
+            name: Some("exact".into()),
+            ..LeafParams::server(["exact.internal.example", "10.0.0.102"]).unwrap()
+        },
         LeafParams::client(["gateway.internal.example"]).unwrap(),
         LeafParams::peer(["node.internal.example", "10.0.0.9"]).unwrap(),
     ] {
         let wanted = LeafParams { key_type: kind, ..wanted };
-        keep(&wanted.profile.to_string(), authority.issue(&wanted, NOW).unwrap().certificate());
+        keep(
+            wanted.name.as_deref().unwrap_or(&wanted.profile.to_string()),
+            authority.issue(&wanted, NOW).unwrap().certificate(),
+        );
     }
     let address = LeafParams { key_type: kind, ..LeafParams::server(["10.0.0.77"]).unwrap() };
     keep("address", authority.issue(&address, NOW).unwrap().certificate());
@@ -228,7 +235,7 @@ fn pkilint_finds_nothing() {
     }
     let mut runs = Vec::new();
     for case in cases().iter().filter(|case| case.name == "www.internal.example") {
-        for name in ["root", "intermediate", "server", "client", "peer", "address"] {
+        for name in ["root", "intermediate", "exact", "client", "peer", "address"] {
             runs.push(format!("lint_pkix_cert\tlint\t{}", case.file(name).display()));
         }
         for (issuer, subject) in
@@ -240,6 +247,12 @@ fn pkilint_finds_nothing() {
         }
     }
     assert_eq!(findings(&runs), "");
+    // RFC 5280 knows no wildcards, RFC 9525 does: for one that is in use everywhere, this is the only finding.
+    for case in cases().iter().filter(|case| case.name == "www.internal.example") {
+        let found = findings(&[format!("lint_pkix_cert\tlint\t{}", case.file("server").display())]);
+        assert_eq!(found.lines().count(), 1, "{found}");
+        assert!(found.contains("pkix.invalid_domain_name_syntax") && found.contains("*.internal.example"), "{found}");
+    }
 }
 
 #[test]

@@ -403,3 +403,25 @@ fn a_directory_that_can_not_be_written_is_an_error_that_names_it() {
     assert!(text.contains("ERROR cannot create") && text.contains("closed/store"), "{text}");
     assert_eq!(names(&closed), Vec::<String>::new());
 }
+
+#[test]
+fn a_sealed_root_key_leaves_once_and_a_killed_seal_is_finished() {
+    let (directory, authority) = authority();
+    let key = authority.store().path().join("authority/current/root.key");
+    let away = directory.path().join("root.key");
+
+    fs::write(&away, "something of somebody else").unwrap();
+    fs::set_permissions(&away, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(matches!(authority.seal(&away), Err(Error::WriteFile { .. })));
+    assert_eq!(fs::read_to_string(&away).unwrap(), "something of somebody else");
+    assert!(key.exists(), "the key stays until it is elsewhere");
+
+    // Killed after the copy: both are there.
+    let bytes = fs::read(&key).unwrap();
+    fs::write(&away, &bytes).unwrap();
+    authority.seal(&away).unwrap();
+    assert!(!key.exists());
+    assert_eq!(fs::read(&away).unwrap(), bytes);
+    assert!(matches!(authority.seal(&away), Err(Error::Sealed { .. })));
+    assert!(authority.ensure(&server(LABEL), NOW).unwrap().changed(), "the intermediate works on");
+}

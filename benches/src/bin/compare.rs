@@ -7,7 +7,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use phoenix_benches::{Files, Raw, authority, disk, memory, on_one_core, seconds, to_pem, wanted};
+use phoenix_benches::{
+    Files, Raw, authority, disk, memory, on_one_core, on_threads, processor_seconds, seconds, to_pem, wanted,
+};
 use phoenix_guest::{Rootfs, Trust};
 use phoenix_pki::{Authority, Certificate, Profile, verify};
 use tempfile::TempDir;
@@ -66,7 +68,7 @@ impl Table {
         for [what, ratio, target] in &self.rows {
             println!("| {what} | {ratio} | {target} |");
         }
-        println!("\nMedians of {} interleaved rounds.", self.rounds);
+        println!("\nMedians of {} interleaved rounds; one thread and one core by processor time.", self.rounds);
         if !self.absent.is_empty() {
             println!("Not here: {}.", self.absent.join(", "));
         }
@@ -79,29 +81,33 @@ fn issuing(table: &mut Table) {
     let leaves = authority.sign(&wanted, now).unwrap();
     let issuer = std::slice::from_ref(authority.intermediate());
     let check = |leaf: &[Certificate]| verify(leaf, issuer, Profile::Server, None, now).unwrap();
-    let [raw_signed, raw_verified, signed, verified, all_cores] = table.rounds([
-        &mut || on_one_core(|| seconds(|| (0..BATCH).for_each(|_| drop(raw.issue())))),
-        &mut || on_one_core(|| seconds(|| (0..BATCH).for_each(|_| drop(raw.issue_verified())))),
-        &mut || on_one_core(|| seconds(|| to_pem(&authority.sign(&wanted, now).unwrap()))),
-        &mut || on_one_core(|| seconds(|| leaves.iter().for_each(|leaf| check(&leaf.chain()[..1])))),
-        &mut || seconds(|| to_pem(&authority.sign(&wanted, now).unwrap())),
-    ]);
-    let (than, limit) = ("as fast", "raw key + signature, one thread");
-    let what = format!("P-256 leaf with key and PEM, its verification not counted, beside {limit}");
-    table.row(&what, raw_signed / (signed - verified), than, "≥ 0.75, goal 0.90");
-    table.row("the same with its verification", raw_signed / signed, than, "");
-    let what = "the same, beside raw key + signature + verification";
-    table.row(what, raw_verified / signed, than, "");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (sign, raw_one) = (|| to_pem(&authority.sign(&wanted, now).unwrap()), || drop(raw.issue_verified()));
+    let [raw_signed, raw_verified, signed, verified] = table.rounds([
+        &mut || on_one_core(|| processor_seconds(|| (0..BATCH).for_each(|_| drop(raw.issue())))),
+        &mut || on_one_core(|| processor_seconds(|| (0..BATCH).for_each(|_| raw_one()))),
+        &mut || on_one_core(|| processor_seconds(sign)),
+        &mut || on_one_core(|| processor_seconds(|| leaves.iter().for_each(|leaf| check(&leaf.chain()[..1])))),
+    ]);
+    let what = "P-256 leaf with key and PEM, its verification not counted, beside raw key + signature, one thread";
+    table.row(what, raw_signed / (signed - verified), "as fast", "≥ 0.75, goal 0.90");
+    table.row("the same with its verification", raw_signed / signed, "as fast", "");
+    let what = "the same with its verification, beside raw key + signature + verification";
+    table.row(what, raw_verified / signed, "as fast", "");
+    let [one, all, raw_one_core, raw_all] = table.rounds([
+        &mut || on_one_core(|| seconds(sign)),
+        &mut || seconds(sign),
+        &mut || on_one_core(|| seconds(|| (0..BATCH).for_each(|_| raw_one()))),
+        &mut || seconds(|| on_threads(cores, || (0..BATCH / cores).for_each(|_| raw_one()))),
+    ]);
     let target = if cores == 2 { "≥ 1.9" } else { "" };
-    table.row(&format!("P-256 leaf, {cores} threads beside one"), signed / all_cores, than, target);
+    let than = format!("as fast (raw: {:.2} ×)", raw_one_core / raw_all);
+    table.row(&format!("P-256 leaf, {cores} threads beside one"), one / all, &than, target);
 
     let home = authority.store().path().join("authority/current");
     let Some(mut python) = Python::start(&home) else { return table.absent.push("Python's cryptography") };
-    let [signed, theirs] = table
-        .rounds([&mut || on_one_core(|| seconds(|| to_pem(&authority.sign(&wanted, now).unwrap()))), &mut || {
-            python.leaves(BATCH)
-        }]);
+    let [signed, theirs] =
+        table.rounds([&mut || on_one_core(|| processor_seconds(sign)), &mut || python.leaves(BATCH)]);
     table.row("P-256 leaf, in process, beside Python's cryptography", theirs / signed, "as fast", "");
 }
 
@@ -155,54 +161,45 @@ fn ours(name: &str) -> PathBuf {
 }
 
 /// A program of a peer, when it is here.
-fn peer(variable: &str, or: &str) -> Option<PathBuf> {
-    let program = std::env::var_os(variable).unwrap_or(or.into());
-    Command::new(&program).arg("-help").output().is_ok().then(|| program.into())
+fn peer(program: PathBuf) -> Option<PathBuf> {
+    Command::new(&program).arg("-help").output().is_ok().then_some(program)
 }
 
 fn processes(table: &mut Table) {
-    let (directory, mut count) = (disk(), 0);
+    let directory = disk();
     let out = directory.path();
     let authority = authority(out);
-    let store = authority.store().path();
-    let mut name = || {
-        count += 1;
-        format!("host{count}.internal.example")
-    };
-    let mut one_leaf = |store: &Path| run(Command::new(ours("one_leaf")).arg(store).arg(name()));
-    if peer("", "openssl").is_none() {
-        table.absent.push("openssl");
-    } else {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/three_steps.sh");
-        let [mine, theirs] = table.rounds([&mut || one_leaf(store), &mut || {
-            run(Command::new("bash").arg(script).arg(store.join("authority/current")).arg(out).arg("leaf"))
-        }]);
-        let what = "one leaf per process, on disk with fsync, beside `openssl genpkey` + `req` + `x509`";
-        table.row(what, theirs / mine, "as fast", "≥ 20");
+    let authority_files = authority.store().path().join("authority/current");
+
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/three_steps.sh");
+    let mut three_steps = || run(Command::new("bash").arg(script).arg(&authority_files).arg(out).arg("leaf"));
+    match peer("openssl".into()) {
+        Some(_) => one_leaf(table, &authority, "`openssl genpkey` + `req` + `x509`", "≥ 20", &mut three_steps),
+        None => table.absent.push("openssl"),
     }
-    let Some(mkcert) = peer("PHOENIX_MKCERT", "mkcert") else { return table.absent.push("mkcert") };
-    let memory = memory();
-    let in_memory = self::authority(memory.path());
+    let mkcert = std::env::var_os("PHOENIX_MKCERT").unwrap_or("mkcert".into());
+    let Some(mkcert) = peer(mkcert.into()) else { return table.absent.push("mkcert") };
     let (certificate, key) = (out.join("mkcert.pem"), out.join("mkcert.key"));
-    let [mine, without_disk, theirs] = table.rounds([
-        &mut || one_leaf(store),
-        &mut || {
-            let name = format!("memory{}.internal.example", OffsetDateTime::now_utc().unix_timestamp_nanos());
-            run(Command::new(ours("one_leaf")).arg(in_memory.store().path()).arg(name))
-        },
-        &mut || {
-            let mut command = Command::new(&mkcert);
-            command.env("CAROOT", out).arg("-ecdsa").arg("-cert-file").arg(&certificate).arg("-key-file").arg(&key);
-            run(command.arg("host.internal.example"))
-        },
-    ]);
-    table.row(
-        "one leaf per process, on disk with fsync, beside `mkcert -ecdsa` without",
-        theirs / mine,
-        "as fast",
-        "> 1",
-    );
-    table.row("the same, the store in memory", theirs / without_disk, "as fast", "> 1");
+    one_leaf(table, &authority, "`mkcert -ecdsa`", "> 1", &mut || {
+        let mut command = Command::new(&mkcert);
+        command.env("CAROOT", out).arg("-ecdsa").arg("-cert-file").arg(&certificate).arg("-key-file").arg(&key);
+        run(command.arg("host.internal.example"))
+    });
+}
+
+/// One leaf per process, with the store on the disk, where Phoenix waits for it as no peer does, and in memory.
+fn one_leaf(table: &mut Table, on_disk: &Authority, peer: &str, target: &str, theirs: &mut dyn FnMut() -> f64) {
+    let memory = memory();
+    let in_memory = authority(memory.path());
+    let issue = |authority: &Authority| {
+        let name = format!("host{}.internal.example", OffsetDateTime::now_utc().unix_timestamp_nanos());
+        run(Command::new(ours("one_leaf")).arg(authority.store().path()).arg(name))
+    };
+    let [durable, fleeting, theirs] = table.rounds([&mut || issue(on_disk), &mut || issue(&in_memory), theirs]);
+    let what = format!("one leaf per process, the store in memory, beside {peer}");
+    table.row(&what, theirs / fleeting, "as fast", target);
+    let what = format!("the same, the store on disk and synced, beside {peer} without a sync");
+    table.row(&what, theirs / durable, "as fast", "");
 }
 
 /// An authority of its own, with this many certificates in its store.
@@ -236,14 +233,18 @@ fn nothing_due(table: &mut Table) {
     let (directory, authority) = held(MANY);
     let (store, wanted) = (authority.store().path(), wanted(MANY));
     let files = Files::below(store).unwrap();
-    let [planned, read] = table
-        .rounds([&mut || seconds(|| authority.plan(&wanted, OffsetDateTime::now_utc()).unwrap()), &mut || {
-            seconds(|| files.read(store).unwrap())
-        }]);
+    let plan = || authority.plan(&wanted, OffsetDateTime::now_utc()).unwrap();
+    let [planned, read, on_one, read_there] = table.rounds([
+        &mut || seconds(plan),
+        &mut || seconds(|| files.read(store).unwrap()),
+        &mut || on_one_core(|| processor_seconds(plan)),
+        &mut || on_one_core(|| processor_seconds(|| files.read(store).unwrap())),
+    ]);
     let what = "nothing to do among 1,000 certificates, beside opening and reading their files";
     table.row(what, planned / read, "the time", "goal ≤ 3");
+    table.row("the same on one core", on_one / read_there, "the time", "");
 
-    if peer("", "openssl").is_none() {
+    if peer("openssl".into()).is_none() {
         return;
     }
     let inventory = directory.path().join("phoenix.toml");

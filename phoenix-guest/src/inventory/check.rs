@@ -1,6 +1,7 @@
 //! What the form alone does not say: whether ids, names, paths and lifetimes fit each other.
 
 use std::collections::{HashMap, HashSet};
+use std::path::{Component, PathBuf};
 
 use phoenix_pki::{
     AuthorityParams, LONGEST_LEAF, LeafParams, Lifetime, Name, PassphraseSource, Permitted, Profile, Renewal, RootKey,
@@ -13,11 +14,12 @@ use super::{
     AuthorityEntry, CertificateEntry, Delivery, GUEST_DEADLINE, GuestEntry, GuestId, GuestKind, Inventory, RootCopy,
     Select,
 };
-use crate::delivery::Placement;
+use crate::delivery::{Placement, in_state};
 use crate::error::Result;
 use crate::guest::{GuestPath, Mode, Owner, Placed};
 use crate::handshake::Serves;
 use crate::service;
+use crate::trust::is_bundle;
 
 /// The inventory of a form.
 pub(super) fn check(source: &Source<'_>, form: form::Document) -> Result<Inventory> {
@@ -30,7 +32,7 @@ pub(super) fn check(source: &Source<'_>, form: form::Document) -> Result<Invento
         params: authority(source, &form.authority, permitted)?,
     };
     let mut labels = HashMap::new();
-    let mut files = Files { source, taken: HashMap::new() };
+    let mut files = Files { source, taken: HashMap::new(), directories: HashMap::new() };
     let copies = copies.into_iter().map(|form| copy(&mut files, form, &guests)).collect::<Result<_>>()?;
     let mut certificates = Vec::with_capacity(form.certificate.len());
     for certificate in form.certificate {
@@ -131,6 +133,14 @@ fn guests(source: &Source<'_>, forms: &[form::Guest]) -> Result<Vec<GuestEntry>>
         if !lines.contains_key(&id.value) {
             let ids = forms.iter().map(|form| &form.id.value);
             return Err(source.refuse(id, "guest.depends", none_such(ids)));
+        }
+    }
+    let mut directories = HashMap::new();
+    for path in forms.iter().filter_map(|form| form.path.as_ref()) {
+        let (line, _) = source.position(path.span.start);
+        let plain: PathBuf = path.value.components().filter(|part| *part != Component::CurDir).collect();
+        if let Some(before) = directories.insert(plain, line) {
+            return Err(source.refuse(path, "guest.path", format!("the guest of line {before} has this directory")));
         }
     }
     acyclic(source, forms)?;
@@ -283,14 +293,36 @@ struct Files<'a> {
     source: &'a Source<'a>,
     /// The line of each.
     taken: HashMap<(GuestId, GuestPath), usize>,
+    /// The directories that hold them, each with the line of a file below it.
+    directories: HashMap<(GuestId, GuestPath), usize>,
 }
 
 impl Files<'_> {
     fn place(&mut self, guest: &GuestId, key: &str, form: form::Placed, usual: Mode) -> Result<Placed> {
         let (line, _) = self.source.position(form.path.span.start);
-        if let Some(before) = self.taken.insert((guest.clone(), form.path.value.clone()), line) {
-            let why = format!("line {before} puts another file of guest {guest} there");
-            return Err(self.source.refuse(&form.path, &format!("{key}.path"), why));
+        let path = &form.path.value;
+        let refuse = |why: String| Err(self.source.refuse(&form.path, &format!("{key}.path"), why));
+        if in_state(path) {
+            return refuse("a directory .phoenix holds the state of deliveries, and no other files".into());
+        }
+        if is_bundle(path) {
+            return refuse(
+                "all that the guest's programs trust stands there; `trust.select` adds the root to it".into(),
+            );
+        }
+        if let Some(below) = self.directories.get(&(guest.clone(), path.clone())) {
+            return refuse(format!("line {below} puts a file of guest {guest} below it"));
+        }
+        let mut directory = path.parent();
+        while directory != GuestPath::root() {
+            if let Some(before) = self.taken.get(&(guest.clone(), directory.clone())) {
+                return refuse(format!("line {before} puts a file of guest {guest} where this needs a directory"));
+            }
+            self.directories.insert((guest.clone(), directory.clone()), line);
+            directory = directory.parent();
+        }
+        if let Some(before) = self.taken.insert((guest.clone(), path.clone()), line) {
+            return refuse(format!("line {before} puts another file of guest {guest} there"));
         }
         Ok(Placed {
             path: form.path.value,

@@ -48,7 +48,7 @@ impl Transport for Local {
     }
 
     fn exec(&self, command: &Command) -> Result<Output> {
-        run(self.guest(), command)
+        run(self.guest(), command, OUTPUT_LIMIT)
     }
 
     fn put(&self, file: &File) -> Result<()> {
@@ -88,11 +88,12 @@ impl Transport for Local {
 ///
 /// The program sees a clean environment, `/` as its directory and nothing of this process but its pipes. It leads a process
 /// group, which is killed at the deadline. Once it has ended, what it left behind in the background is not waited for.
-pub(crate) fn run(guest: &str, command: &Command) -> Result<Output> {
+/// Of each of its streams the first `keep` bytes are kept.
+pub(super) fn run(guest: &str, command: &Command, keep: usize) -> Result<Output> {
     let start = Instant::now();
     let failed = |source| Error::File { guest: guest.into(), attempted: "run a program in", path: "/".into(), source };
     let mut child = spawn(command).map_err(failed)?;
-    match converse(&mut child, command, start) {
+    match converse(&mut child, command, keep, start) {
         Ok(Some(output)) => Ok(output),
         ended => {
             end(&mut child);
@@ -129,11 +130,11 @@ fn spawn(command: &Command) -> io::Result<Child> {
 /// Feeds a program, and keeps what it says, until it ends; `None` at the deadline.
 ///
 /// One loop rather than a thread for each pipe: a thread that a forgotten descendant keeps waiting could never be ended.
-fn converse(child: &mut Child, command: &Command, start: Instant) -> io::Result<Option<Output>> {
+fn converse(child: &mut Child, command: &Command, keep: usize, start: Instant) -> io::Result<Option<Output>> {
     let exit = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     let mut input = child.stdin.take().map(OwnedFd::from);
-    let mut stdout = Stream::new(child.stdout.take().map(OwnedFd::from));
-    let mut stderr = Stream::new(child.stderr.take().map(OwnedFd::from));
+    let mut stdout = Stream::new(child.stdout.take().map(OwnedFd::from), keep);
+    let mut stderr = Stream::new(child.stderr.take().map(OwnedFd::from), keep);
     for pipe in [&input, &stdout.pipe, &stderr.pipe].into_iter().flatten() {
         rustix::fs::fcntl_setfl(pipe, rustix::fs::OFlags::NONBLOCK)?;
     }
@@ -210,15 +211,16 @@ fn send(pipe: &OwnedFd, unsent: &mut &[u8]) -> io::Result<bool> {
 struct Stream {
     pipe: Option<OwnedFd>,
     kept: Vec<u8>,
+    keep: usize,
     truncated: bool,
 }
 
 impl Stream {
-    fn new(pipe: Option<OwnedFd>) -> Self {
-        Self { pipe, kept: Vec::new(), truncated: false }
+    fn new(pipe: Option<OwnedFd>, keep: usize) -> Self {
+        Self { pipe, kept: Vec::new(), keep, truncated: false }
     }
 
-    /// Reads what is there, but in one turn no more than is kept altogether: a flood must not outlast the deadline.
+    /// Reads what is there, but in one turn no more than a bound: a flood must not outlast the deadline.
     fn receive(&mut self) -> io::Result<()> {
         let (mut buffer, mut received) = ([0; 16 << 10], 0);
         while let Some(pipe) = &self.pipe
@@ -227,7 +229,7 @@ impl Stream {
             match rustix::io::read(pipe, &mut buffer) {
                 Ok(0) => self.pipe = None,
                 Ok(count) => {
-                    let kept = count.min(OUTPUT_LIMIT - self.kept.len());
+                    let kept = count.min(self.keep - self.kept.len());
                     self.kept.extend_from_slice(&buffer[..kept]);
                     self.truncated |= kept < count;
                     received += count;

@@ -8,10 +8,13 @@ use crate::guest::{GuestPath, Id, Mode, Owner};
 
 mod local;
 mod memory;
+mod pct;
 mod rootfs;
+mod shell;
 
 pub use local::Local;
 pub use memory::Memory;
+pub use pct::{ContainerState, Pct};
 pub use rootfs::Rootfs;
 
 /// A file to place in a guest. `Debug` shows its length, never its bytes: it may be a key.

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::guest::{GuestPath, Id, Mode};
 
 /// The longest file whose digest is taken.
-const OBSERVED_LIMIT: u64 = 64 << 20;
+pub(super) const OBSERVED_LIMIT: u64 = 64 << 20;
 
 /// The longest `/etc/passwd` or `/etc/group` that is read.
 const NAMES_LIMIT: usize = 4 << 20;
@@ -356,7 +356,7 @@ impl Names {
 }
 
 /// Whether a place holds what was put there.
-fn read_back(guest: &str, path: &GuestPath, expected: &Observed, found: &Observed) -> Result<()> {
+pub(super) fn read_back(guest: &str, path: &GuestPath, expected: &Observed, found: &Observed) -> Result<()> {
     let told = |observed: &Observed| match observed {
         Observed { link: Some(target), .. } => format!("a symlink to {target:?}"),
         Observed { directory: true, .. } => "a directory".into(),
@@ -442,10 +442,15 @@ fn sync(directory: &OwnedFd) -> io::Result<()> {
     Ok(rustix::fs::fsync(open_directory(directory, ".", ResolveFlags::empty())?)?)
 }
 
-fn temporary_name() -> io::Result<String> {
+pub(super) fn temporary_name() -> io::Result<String> {
+    Ok(format!("{TEMPORARY}{}", nonce()?))
+}
+
+/// 16 hexadecimal digits that nobody can foresee.
+pub(super) fn nonce() -> io::Result<String> {
     let mut random = [0; 8];
     aws_lc_rs::rand::fill(&mut random).map_err(|_| io::Error::other("no random bytes"))?;
-    Ok(format!("{TEMPORARY}{:016x}", u64::from_ne_bytes(random)))
+    Ok(format!("{:016x}", u64::from_ne_bytes(random)))
 }
 
 /// Removes what killed runs left under temporary names. Only an attempt: what stays is in nobody's way.
