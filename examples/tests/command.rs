@@ -478,7 +478,7 @@ fn verify_judges_root_name_purpose_time_and_revocation() {
     verify(&[&root[..], &["--name", "www.example.com"]].concat()).ended(1).complaining(&["not for www.example.com"]);
     verify(&[&root[..], &["--purpose", "client"]].concat()).ended(1).complaining(&["extended key usage"]);
     verify(&[&root[..], &["--at", "2060-01-01T00:00:00Z"]].concat()).ended(1).complaining(&["not valid at 2060-01-01"]);
-    verify(&[&root[..], &["--at", "tomorrow"]].concat()).ended(2).complaining(&["tomorrow"]);
+    verify(&[&root[..], &["--at", "tomorrow"]].concat()).ended(2).complaining(&["tomorrow", "such as 2027-01-31"]);
     verify(&[&root[..], &store[..]].concat()).ended(2);
     verify(&["--root", "box/101/etc/ssl/certs/ca-certificates.crt"]).ended(0);
     verify(&["--root", "missing"]).ended(1).complaining(&["cannot read missing"]);
@@ -488,6 +488,15 @@ fn verify_judges_root_name_purpose_time_and_revocation() {
     verify(&["--root", "others.pem"]).ended(1).complaining(&["no trusted root issued it"]);
     place.kept(&["revoke", "*.internal.thinkheads.ai"]).ended(0);
     verify(&store).ended(1).complaining(&["was revoked"]);
+}
+
+#[test]
+fn a_revoked_intermediate_is_not_said_to_be_replaced_by_converge() {
+    let place = Place::converged();
+    let store = Store::new(place.path("box/store"));
+    let serial = Authority::open(&store).unwrap().intermediate().serial_number().to_string();
+    place.kept(&["revoke", &serial]).ended(0).saying(&["it issues on until it is rotated"]);
+    place.converge(&[]).saying(&["CRL of the root written"]);
 }
 
 #[test]

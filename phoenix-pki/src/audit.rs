@@ -184,7 +184,9 @@ impl Authority {
                 && issued.not_after > now
                 && !own.contains(&issued.fingerprint)
             {
-                let mut entry = AuditEntry::of(AuditKind::Request, path.clone(), &issued.subject);
+                let names = || issued.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                let name = if issued.subject.is_empty() { names() } else { issued.subject.clone() };
+                let mut entry = AuditEntry::of(AuditKind::Request, path.clone(), &name);
                 entry.issuer = issued.issuer.clone();
                 entry.serial = Some(issued.serial.clone());
                 entries.push(entry.ends(issued.not_after, now).found(request_findings(issued, &ledger)));
@@ -384,7 +386,7 @@ fn leaf_findings(facts: &LeafFacts<'_>, now: OffsetDateTime) -> Vec<Finding> {
     }
     match &facts.reason {
         // Said above.
-        Some(Reason::UpToDate | Reason::Revoked | Reason::KeyMismatch) => {}
+        Some(Reason::UpToDate | Reason::Revoked | Reason::KeyMismatch | Reason::NotYetValid { .. }) => {}
         Some(Reason::Expiring { not_after }) if now > *not_after => {}
         Some(Reason::Expiring { .. }) => findings.push(warning("past its renewal point")),
         Some(reason) => findings.push(warning(reason.to_string())),

@@ -68,8 +68,9 @@ impl Authority {
     /// Makes the authority of a store: root and intermediate in a generation of their own, by one rename.
     ///
     /// # Errors
-    /// [`Error::AuthorityExists`]; nothing is ever overwritten.
+    /// [`Error::AuthorityExists`]; nothing is ever overwritten. [`Error::Value`] as [`AuthorityParams::check`].
     pub fn create(store: &Store, params: &AuthorityParams, now: OffsetDateTime) -> Result<Self> {
+        params.check()?;
         let lock = store.lock()?;
         vacant(store)?;
         let key = PrivateKey::generate(params.key_type)?;
@@ -365,7 +366,7 @@ impl Authority {
         let verdict = judge(wanted, &Held::Pair { certificate: leaf, public_key, revoked: false }, issuer, now);
         if verdict.is_due() || leaf.not_after() > issuer.not_after() {
             let why = format!("it is not what was asked for: {verdict}");
-            return Err(Error::Chain { subject: leaf.subject().into(), why });
+            return Err(Error::Chain { subject: leaf.to_string(), why });
         }
         // Where the intermediate binds its leaves as narrowly as the whole path does, verifying up to it is enough.
         let usage = issuer.extended_key_usage();

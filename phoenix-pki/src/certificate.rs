@@ -23,9 +23,9 @@ const MOST_IN_A_FILE: usize = 16;
 pub struct SerialNumber(Vec<u8>);
 
 impl SerialNumber {
-    /// The number from its big-endian bytes; leading zeros do not count.
+    /// The number from its big-endian bytes; leading zeros do not count. Zero, which old tools gave to roots, is one byte.
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let start = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len());
+        let start = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len().saturating_sub(1));
         Self(bytes[start..].to_vec())
     }
 
@@ -38,16 +38,18 @@ impl SerialNumber {
 impl std::str::FromStr for SerialNumber {
     type Err = Error;
 
-    /// Hexadecimal, with or without `0x` and colons, as Phoenix, OpenSSL and step print it.
+    /// Hexadecimal, with or without colons, `0x` or OpenSSL's `serial=` before it.
     fn from_str(text: &str) -> Result<Self> {
-        let digits: String = text.trim_start_matches("0x").chars().filter(|c| *c != ':').collect();
+        let digits = ["0x", "0X", "serial="].into_iter().find_map(|prefix| text.strip_prefix(prefix)).unwrap_or(text);
+        let digits: String = digits.chars().filter(|c| *c != ':').collect();
         let digits = if digits.len() % 2 == 1 { format!("0{digits}") } else { digits };
         let bytes: Option<Vec<u8>> = digits
             .as_bytes()
             .chunks(2)
             .map(|pair| std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()))
             .collect();
-        match bytes {
+        // The standard library reads a sign as well.
+        match bytes.filter(|_| !digits.contains('+')) {
             Some(bytes) if !bytes.is_empty() && bytes.len() <= 20 => Ok(Self::from_bytes(&bytes)),
             _ => {
                 Err(Error::Value { what: "serial number", value: text.into(), accepted: "up to 40 hexadecimal digits" })
@@ -118,7 +120,7 @@ impl std::str::FromStr for Fingerprint {
         let digits: String = text.trim_start_matches("sha256:").chars().filter(|c| *c != ':').collect();
         let mut bytes = [0; 32];
         let sound = digits.len() == 64
-            && digits.is_ascii()
+            && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
             && bytes.iter_mut().enumerate().all(|(at, byte)| {
                 u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).map(|value| *byte = value).is_ok()
             });
@@ -233,10 +235,7 @@ impl Certificate {
             ParsedExtension::SubjectAlternativeName(alternative) => {
                 for name in &alternative.general_names {
                     match name {
-                        // What somebody else issued may hold names that Phoenix would not: those compare as text.
-                        GeneralName::DNSName(dns) => {
-                            self.names.insert(dns.parse().unwrap_or_else(|_| Name::Dns(dns.to_ascii_lowercase())));
-                        }
+                        GeneralName::DNSName(dns) => drop(self.names.insert(Name::found(dns))),
                         GeneralName::IPAddress(bytes) => {
                             self.names.insert(Name::Ip(address(bytes).ok_or("an IP address of an odd length")?));
                         }
@@ -485,9 +484,19 @@ impl PartialEq for Certificate {
 
 impl Eq for Certificate {}
 
+/// What people call it: its subject, or where that is empty its names.
+impl fmt::Display for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.subject.is_empty() {
+            return f.write_str(&self.subject);
+        }
+        f.write_str(&self.names.iter().map(Name::to_string).collect::<Vec<_>>().join(", "))
+    }
+}
+
 impl fmt::Debug for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Certificate({}, serial {}, until {})", self.subject, self.serial, self.not_after)
+        write!(f, "Certificate({self}, serial {}, until {})", self.serial, self.not_after)
     }
 }
 

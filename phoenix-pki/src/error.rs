@@ -36,7 +36,7 @@ pub enum Error {
     /// A chain does not verify.
     #[error("certificate {subject:?} does not verify: {why}")]
     Chain {
-        /// The subject of the leaf.
+        /// The subject of the leaf, or its names where that is empty.
         subject: String,
         /// The verifier's verdict.
         why: String,
@@ -77,8 +77,8 @@ pub enum Error {
         /// What was looked for.
         wanted: String,
     },
-    /// A private key file is readable by others.
-    #[error("{} has mode {mode:04o}: a private key must not be accessible by group or others", path.display())]
+    /// A file with a private key or a passphrase is readable by others.
+    #[error("{} has mode {mode:04o}: a file with a key or a passphrase must not be accessible by group or others", path.display())]
     OpenKey {
         /// The file.
         path: PathBuf,

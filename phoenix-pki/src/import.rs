@@ -62,6 +62,7 @@ impl Authority {
     /// # Errors
     /// [`Error::AuthorityExists`], [`Error::Value`] when a key of another kind is waiting.
     pub fn request(store: &Store, params: &AuthorityParams) -> Result<String> {
+        params.check_name()?;
         let lock = store.lock()?;
         vacant(store)?;
         let key = match pending(store)? {
@@ -217,6 +218,41 @@ mod tests {
             assert!(matches!(Authority::open(&store), Err(Error::AuthorityMissing { .. })), "{what}");
             assert!(store.ledger().unwrap().issued().is_empty(), "{what}");
         }
+    }
+
+    #[test]
+    fn what_others_write_into_a_ca_does_not_spoil_the_ledger() {
+        use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose, SanType, SerialNumber};
+
+        let (root_key, intermediate_key) = (key(), key());
+        let params = |name: &str, serial: u8| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params.serial_number = Some(SerialNumber::from_slice(&[serial]));
+            params.subject_alt_names = vec![SanType::DnsName("Step_CA.internal".try_into().unwrap())];
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            (params.not_before, params.not_after) = (NOW, NOW + Duration::days(900));
+            params
+        };
+        let root = params("Root", 0).self_signed(&crate::key::Signing(&root_key)).unwrap();
+        let root = Certificate::from_der(root.der(), "root").unwrap();
+        let copy = PrivateKey::from_der(root_key.to_der(), "copy").unwrap();
+        let issuer = rcgen::Issuer::from_ca_cert_der(root.der(), crate::key::Signing(copy)).unwrap();
+        let intermediate =
+            params("Intermediate", 1).signed_by(&crate::key::Signing(&intermediate_key), &issuer).unwrap();
+        let intermediate = Certificate::from_der(intermediate.der(), "intermediate").unwrap();
+        let parts = Import { root, root_key: Some(root_key), intermediate, intermediate_key };
+
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::import(&store(&directory), parts, &RootKey::Plain, NOW).unwrap();
+        let ledger = authority.store().ledger().unwrap();
+        let serials: Vec<String> = ledger.issued().iter().map(|issued| issued.serial.to_string()).collect();
+        assert_eq!(serials, ["00", "01"]);
+        assert_eq!(ledger.issued()[0].names, [crate::name::Name::Dns("step_ca.internal".into())]);
+        assert_eq!(ledger.issued()[0].serial, *authority.root().serial_number());
+        authority.ensure(&LeafParams::server(["a.internal.example"]).unwrap(), NOW).unwrap();
     }
 
     #[test]

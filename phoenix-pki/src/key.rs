@@ -13,7 +13,7 @@ use aws_lc_rs::signature::{
 };
 use pkcs8::der::pem::LineEnding;
 use pkcs8::der::{Decode as _, Encode as _};
-use pkcs8::pkcs5::pbes2;
+use pkcs8::pkcs5::{self, pbes2};
 use rcgen::{PublicKeyData, SignatureAlgorithm, SigningKey};
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -127,6 +127,9 @@ enum Pair {
 /// Iterations of PBKDF2, as step and the OWASP advice of 2023 have it.
 pub(crate) const ITERATIONS: u32 = 600_000;
 
+/// What to do with a key that is encrypted in another way.
+const READABLE: &str = "`openssl pkcs8 -topk8` writes a form that is read";
+
 impl PrivateKey {
     /// A new key from the system's random numbers.
     ///
@@ -177,6 +180,9 @@ impl PrivateKey {
                 pkcs8::SecretDocument::from_pem(text.trim()).map_err(|error| refused(&error.to_string()))?;
             return Self::from_encrypted_der(document.as_bytes(), passphrase, origin);
         }
+        if text.contains("Proc-Type: 4,ENCRYPTED") {
+            return Err(refused(&format!("it is encrypted in OpenSSL's old form; {READABLE}")));
+        }
         let mut keys = PrivateKeyDer::pem_slice_iter(pem);
         let key = keys.next().ok_or_else(|| refused("there is no PEM block of a private key"))?;
         let mut key = key.map_err(|error| refused(&error.to_string()))?;
@@ -223,21 +229,27 @@ impl PrivateKey {
     }
 
     fn from_encrypted_der(der: &[u8], passphrase: Option<&Passphrase>, origin: &str) -> Result<Self> {
+        let unread = |why: &dyn fmt::Display| format!("{why}; {READABLE}");
         let refused = |why: String| Error::Parse { origin: origin.into(), what: "encrypted private key", why };
         let passphrase = passphrase.ok_or(Error::Passphrase {
             origin: origin.into(),
             why: "the key is encrypted and no passphrase was given",
         })?;
-        let info = pkcs8::EncryptedPrivateKeyInfoRef::from_der(der).map_err(|error| refused(error.to_string()))?;
+        let info = pkcs8::EncryptedPrivateKeyInfoRef::from_der(der).map_err(|error| refused(unread(&error)))?;
         // A file may claim any number of iterations; this many take seconds.
         if let Some(parameters) = info.encryption_algorithm.pbes2().and_then(|pbes2| pbes2.kdf.pbkdf2())
             && parameters.iteration_count > 100 * ITERATIONS
         {
             return Err(refused(format!("{} iterations are more than anybody writes", parameters.iteration_count)));
         }
-        let plain = info
-            .decrypt(passphrase.expose())
-            .map_err(|_| Error::Passphrase { origin: origin.into(), why: "the passphrase does not open this key" })?;
+        let plain = info.decrypt(passphrase.expose()).map_err(|error| match error {
+            pkcs8::Error::EncryptedPrivateKey(
+                error @ (pkcs5::Error::UnsupportedAlgorithm { .. }
+                | pkcs5::Error::AlgorithmParametersInvalid { .. }
+                | pkcs5::Error::NoPbes1CryptSupport),
+            ) => refused(unread(&error)),
+            _ => Error::Passphrase { origin: origin.into(), why: "the passphrase does not open this key" },
+        })?;
         Self::from_der(plain.as_bytes(), origin)
     }
 
@@ -372,6 +384,31 @@ mod tests {
         assert_eq!(open(Some(Passphrase::new("right"))).unwrap().public_key(), key.public_key());
         assert!(matches!(open(Some(Passphrase::new("wrong"))), Err(Error::Passphrase { .. })));
         assert!(matches!(open(None), Err(Error::Passphrase { .. })));
+    }
+
+    #[test]
+    fn a_form_that_is_not_read_is_not_taken_for_a_wrong_passphrase() {
+        let passphrase = Passphrase::new("x");
+        let key = PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+        let (_, own) = pkcs8::SecretDocument::from_pem(key.to_encrypted_pem(&passphrase).unwrap().trim()).unwrap();
+        // The object identifiers of HMAC with SHA-256 and of AES-256-CBC become those of SHA-1 and of DES-EDE3-CBC.
+        let other = |oid: &[u8], last: u8| {
+            let mut der = own.as_bytes().to_vec();
+            let at = der.windows(oid.len()).position(|part| part == oid).unwrap() + oid.len() - 1;
+            der[at] = last;
+            pem("ENCRYPTED PRIVATE KEY", &der).to_string()
+        };
+        let old = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA\n\
+                   -----END RSA PRIVATE KEY-----\n";
+        for text in [
+            other(b"\x2a\x86\x48\x86\xf7\x0d\x02\x09", 7),
+            other(b"\x60\x86\x48\x01\x65\x03\x04\x01\x2a", 0x2e),
+            old.into(),
+        ] {
+            let refused = PrivateKey::from_pem(text.as_bytes(), Some(&passphrase), "test").unwrap_err();
+            let said = matches!(&refused, Error::Parse { why, .. } if why.contains("openssl pkcs8 -topk8"));
+            assert!(said, "{refused}");
+        }
     }
 
     #[test]

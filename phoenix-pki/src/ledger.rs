@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
 
 use crate::certificate::{Certificate, Fingerprint, SerialNumber};
@@ -25,6 +25,7 @@ pub(crate) enum Event {
 
 /// A certificate that was issued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Issued {
     /// Its serial number.
     pub serial: SerialNumber,
@@ -33,6 +34,7 @@ pub struct Issued {
     /// Its subject.
     pub subject: String,
     /// Its names.
+    #[serde(deserialize_with = "found")]
     pub names: Vec<Name>,
     /// Its profile; none for an authority.
     pub profile: Option<Profile>,
@@ -69,6 +71,11 @@ impl Issued {
             replaces,
         }
     }
+}
+
+fn found<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<Name>, D::Error> {
+    let names = Vec::<std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+    Ok(names.iter().map(|name| Name::found(name)).collect())
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

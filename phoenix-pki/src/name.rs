@@ -32,6 +32,16 @@ pub enum Name {
 }
 
 impl Name {
+    /// A name as a certificate has it. What somebody else issued may hold names that Phoenix would not: those compare as text.
+    pub(crate) fn found(text: &str) -> Self {
+        text.parse().unwrap_or_else(|_| Self::Dns(text.to_ascii_lowercase()))
+    }
+
+    /// Whether it is one that parsing gives.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.to_string().parse().is_ok_and(|parsed: Self| parsed == *self)
+    }
+
     /// Whether this is a wildcard such as `*.internal.example`.
     pub fn is_wildcard(&self) -> bool {
         matches!(self, Self::Dns(name) if name.starts_with("*."))

@@ -36,6 +36,12 @@ pub enum Reason {
         #[serde(with = "time::serde::rfc3339")]
         not_after: OffsetDateTime,
     },
+    /// A clock that ran ahead made it.
+    NotYetValid {
+        /// Its beginning.
+        #[serde(with = "time::serde::rfc3339")]
+        not_before: OffsetDateTime,
+    },
     /// It has other names than are wanted.
     NamesChanged {
         /// Wanted, and not in it.
@@ -81,6 +87,7 @@ impl fmt::Display for Reason {
             Self::UpToDate => f.write_str("up to date"),
             Self::Missing => f.write_str("missing"),
             Self::Expiring { not_after } => write!(f, "expiring on {}", not_after.date()),
+            Self::NotYetValid { not_before } => write!(f, "not valid before {}", not_before.date()),
             Self::NamesChanged { added, removed } => {
                 write!(f, "names changed: {}", [list(added, "+"), list(removed, "-")].concat().join(" "))
             }
@@ -124,9 +131,13 @@ pub(crate) fn judge(wanted: &LeafParams, held: &Held<'_>, issuer: &Certificate, 
     if certificate.key_type() != Some(wanted.key_type) {
         return Reason::KeyTypeChanged;
     }
+    if now < certificate.not_before() {
+        return Reason::NotYetValid { not_before: certificate.not_before() };
+    }
     // One that ends with its issuer cannot be renewed to live longer, so making it anew would never come to rest.
     let can_live_longer = certificate.not_after() < issuer.not_after();
-    if now >= renewal_point(wanted.renewal, certificate) && can_live_longer {
+    let due = now >= renewal_point(wanted.renewal, certificate) && can_live_longer;
+    if due || now > certificate.not_after() {
         return Reason::Expiring { not_after: certificate.not_after() };
     }
     Reason::UpToDate
@@ -266,6 +277,25 @@ mod tests {
                 assert!(!due(now) && !due(opens - Duration::SECOND) && due(opens) && due(certificate.not_after()));
             }
         }
+    }
+
+    #[test]
+    fn one_that_is_not_valid_is_never_up_to_date() {
+        let now = datetime!(2026-11-21 12:00 UTC);
+        let issuer = issuer(now);
+        let wanted = wanted(&["a.internal.example"]);
+        let judged = |(certificate, public_key): (Certificate, Vec<u8>), at| {
+            let held = Held::Pair { certificate: &certificate, public_key: &public_key, revoked: false };
+            judge(&wanted, &held, &issuer.certificate, at)
+        };
+        // Made by a clock that ran ahead.
+        let ahead = leaf(&issuer, &wanted, now + Duration::days(300));
+        let not_before = ahead.0.not_before();
+        assert_eq!(judged(ahead, now), Reason::NotYetValid { not_before });
+        // Over, with its issuer.
+        let end = issuer.certificate.not_after();
+        let last = leaf(&issuer, &wanted, end - Duration::days(10));
+        assert_eq!(judged(last, end + Duration::SECOND), Reason::Expiring { not_after: end });
     }
 
     #[test]

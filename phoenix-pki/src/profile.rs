@@ -34,6 +34,17 @@ impl std::fmt::Display for Profile {
     }
 }
 
+impl FromStr for Profile {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Server, Self::Client, Self::Peer]
+            .into_iter()
+            .find(|profile| profile.to_string() == text)
+            .ok_or_else(|| Error::Value { what: "profile", value: text.into(), accepted: "server, client or peer" })
+    }
+}
+
 /// A span of time in whole seconds, written like `90s`, `15m`, `24h`, `90d` or `2y` (a year is 365 days), at most `100y`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lifetime(Duration);
@@ -89,7 +100,7 @@ impl FromStr for Lifetime {
             return Err(refused());
         }
         let seconds = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(unit)).ok_or_else(refused)?;
-        if seconds == 0 || seconds > 100 * 365 * 86_400 {
+        if seconds == 0 || seconds > LONGEST.0.as_secs() {
             return Err(refused());
         }
         Ok(Self(Duration::from_secs(seconds)))
@@ -161,6 +172,9 @@ pub const INTERMEDIATE_CRL: Lifetime = Lifetime::days(7);
 /// How long a CRL of the root holds; it is made anew when half of that is over and the root key is at hand.
 pub const ROOT_CRL: Lifetime = Lifetime::days(365);
 
+/// The longest span there is a use for; ends beyond the year 9999 cannot be written.
+const LONGEST: Lifetime = Lifetime::days(36_500);
+
 /// The least a leaf may live.
 pub const SHORTEST_LEAF: Lifetime = Lifetime(Duration::from_secs(60));
 
@@ -184,7 +198,7 @@ pub const LONGEST_LEAF: Lifetime = Lifetime::days(825);
 pub struct LeafParams {
     /// What the store calls it, when the names alone do not tell it from another.
     pub name: Option<String>,
-    /// The subject alternative names; the first gives the common name (a DNS name before an address).
+    /// The subject alternative names; the first DNS name of at most 64 characters gives the common name.
     pub names: Vec<Name>,
     /// What it is for.
     pub profile: Profile,
@@ -264,11 +278,16 @@ impl LeafParams {
             && !label.starts_with(['.', '-'])
             && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+' | ':'));
         if !sound {
-            let accepted = "letters, digits and . - _ + : and not one of . - at the start";
+            let accepted = "at most 255 letters, digits and . - _ + : and not one of . - at the start";
             return Err(Error::Value { what: "certificate name", value: label, accepted });
         }
         if self.names.is_empty() {
             return Err(Error::Value { what: "names", value: "[]".into(), accepted: "at least one name" });
+        }
+        // A name can be put together without being parsed.
+        if let Some(name) = self.names.iter().find(|name| !name.is_sound()) {
+            let accepted = "a DNS name in lower-case A-labels, or an IP address; names that are parsed from text are";
+            return Err(Error::Value { what: "name", value: name.to_string(), accepted });
         }
         if self.lifetime > LONGEST_LEAF {
             let accepted = "a leaf lives at most 825d: clients refuse longer ones";
@@ -348,6 +367,45 @@ impl AuthorityParams {
             root_key: RootKey::default(),
         }
     }
+
+    /// Checks what the types leave open: the name, the permitted subtrees and the lifetimes.
+    ///
+    /// # Errors
+    /// [`Error::Value`].
+    pub fn check(&self) -> Result<()> {
+        self.check_name()?;
+        if self.permitted == Permitted::default() {
+            let accepted = "at least one domain or network: it could not certify anything";
+            return Err(Error::Value { what: "permitted", value: "[]".into(), accepted });
+        }
+        for (what, lifetime) in
+            [("root lifetime", self.root_lifetime), ("intermediate lifetime", self.intermediate_lifetime)]
+        {
+            if !(SHORTEST_LEAF..=LONGEST).contains(&lifetime) {
+                let accepted = "an authority lives from 60s to 100y";
+                return Err(Error::Value { what, value: lifetime.to_string(), accepted });
+            }
+        }
+        if self.intermediate_lifetime > self.root_lifetime {
+            let (value, accepted) =
+                (self.intermediate_lifetime.to_string(), "an intermediate does not outlive its root");
+            return Err(Error::Value { what: "intermediate lifetime", value, accepted });
+        }
+        Ok(())
+    }
+
+    /// The name stands in two common names with more behind it, and those have 64 characters (RFC 5280 appendix A).
+    pub(crate) fn check_name(&self) -> Result<()> {
+        let name = self.name.as_str();
+        match !name.is_empty() && name.trim() == name && name.chars().count() <= 40 && !name.contains(char::is_control)
+        {
+            true => Ok(()),
+            false => {
+                let accepted = "1 to 40 characters, no control characters, no space at either end";
+                Err(Error::Value { what: "authority name", value: name.into(), accepted })
+            }
+        }
+    }
 }
 
 /// Why a certificate is revoked (RFC 5280 §5.3.1); as text in lower case with hyphens, such as `key-compromise`.
@@ -368,23 +426,31 @@ pub enum Revocation {
     CessationOfOperation,
 }
 
+impl Revocation {
+    /// Every reason with its name.
+    pub const ALL: [(Self, &'static str); 5] = [
+        (Self::Unspecified, "unspecified"),
+        (Self::KeyCompromise, "key-compromise"),
+        (Self::AffiliationChanged, "affiliation-changed"),
+        (Self::Superseded, "superseded"),
+        (Self::CessationOfOperation, "cessation-of-operation"),
+    ];
+}
+
+impl std::fmt::Display for Revocation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(Self::ALL.iter().find(|(reason, _)| reason == self).map_or("", |(_, name)| name))
+    }
+}
+
 impl FromStr for Revocation {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Ok(match text {
-            "unspecified" => Self::Unspecified,
-            "key-compromise" => Self::KeyCompromise,
-            "affiliation-changed" => Self::AffiliationChanged,
-            "superseded" => Self::Superseded,
-            "cessation-of-operation" => Self::CessationOfOperation,
-            _ => {
-                return Err(Error::Value {
-                    what: "revocation reason",
-                    value: text.into(),
-                    accepted: "unspecified, key-compromise, affiliation-changed, superseded or cessation-of-operation",
-                });
-            }
+        Self::ALL.iter().find(|(_, name)| *name == text).map(|(reason, _)| *reason).ok_or_else(|| Error::Value {
+            what: "revocation reason",
+            value: text.into(),
+            accepted: "unspecified, key-compromise, affiliation-changed, superseded or cessation-of-operation",
         })
     }
 }
@@ -437,6 +503,49 @@ mod tests {
             };
             assert_eq!(wanted.check().is_ok(), sound, "{renewal} of {lifetime}");
         }
+    }
+
+    #[test]
+    fn names_that_were_not_parsed_are_checked() {
+        for name in ["a_b.internal.example", "A.internal.example", "*.*.internal.example", "10.0.0.1", "a b"] {
+            let wanted = LeafParams { names: vec![Name::Dns(name.into())], ..LeafParams::server(["a"]).unwrap() };
+            let wanted = LeafParams { name: Some("label".into()), ..wanted };
+            assert!(wanted.check().is_err(), "{name:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn an_authority_that_could_not_serve_is_refused() {
+        let sound = || AuthorityParams::new("Example", Permitted::parse(["internal.example"]).unwrap());
+        sound().check().unwrap();
+        let named = |name: &str| AuthorityParams { name: name.into(), ..sound() };
+        named(&"ä".repeat(40)).check().unwrap();
+        for params in [
+            named(""),
+            named(" a"),
+            named("a\nb"),
+            named(&"a".repeat(41)),
+            AuthorityParams { permitted: Permitted::default(), ..sound() },
+            AuthorityParams { root_lifetime: Lifetime::days(u32::MAX), ..sound() },
+            AuthorityParams { root_lifetime: Duration::MAX.into(), ..sound() },
+            AuthorityParams { intermediate_lifetime: Lifetime::days(101 * 365), ..sound() },
+            AuthorityParams { intermediate_lifetime: Lifetime::days(0), ..sound() },
+            AuthorityParams { intermediate_lifetime: Lifetime::days(3_651), ..sound() },
+        ] {
+            assert!(params.check().is_err(), "{params:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn profiles_and_reasons_are_read_as_they_are_written() {
+        for profile in [Profile::Server, Profile::Client, Profile::Peer] {
+            assert_eq!(profile.to_string().parse::<Profile>().unwrap(), profile);
+        }
+        for (reason, name) in Revocation::ALL {
+            assert_eq!((reason.to_string().as_str(), name.parse::<Revocation>().unwrap()), (name, reason));
+            assert_eq!(serde_json::to_value(reason).unwrap(), name);
+        }
+        assert!("Server".parse::<Profile>().is_err() && "".parse::<Revocation>().is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Revoking certificates, and the CRLs that say so (RFC 5280 §5).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -67,7 +67,8 @@ impl Authority {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotIssued`] when there is none, [`Error::Value`] for a root, which only trust stores can drop.
+    /// [`Error::NotIssued`] when there is none, [`Error::Time`] when all are over, [`Error::Value`] for a root, which only
+    /// trust stores can drop.
     pub fn revoke(&self, wanted: &str, reason: Revocation, now: OffsetDateTime) -> Result<Vec<SerialNumber>> {
         let lock = self.store.lock()?;
         let ledger = self.store.ledger()?;
@@ -76,17 +77,20 @@ impl Authority {
             .issued()
             .iter()
             .filter(|issued| issued.label.as_deref() == Some(wanted) || Some(&issued.serial) == serial.as_ref())
-            .filter(|issued| issued.not_after > now)
             .collect();
-        if matching.is_empty() {
-            return Err(Error::NotIssued { wanted: wanted.into() });
+        let last = matching.last().ok_or_else(|| Error::NotIssued { wanted: wanted.into() })?;
+        if matching.iter().all(|issued| issued.not_after <= now) {
+            let (not_before, not_after) = (last.not_before, last.not_after);
+            return Err(Error::Time { subject: wanted.into(), at: now, not_before, not_after });
         }
         if matching.iter().any(|issued| issued.fingerprint == self.root.fingerprint().to_string()) {
             let accepted = "a root cannot revoke itself: remove it from the trust stores";
             return Err(Error::Value { what: "certificate", value: wanted.into(), accepted });
         }
+        let mut seen = HashSet::new();
         let fresh: Vec<SerialNumber> = matching
             .into_iter()
+            .filter(|issued| issued.not_after > now && seen.insert(&issued.serial))
             .map(|issued| issued.serial.clone())
             .filter(|serial| ledger.revocation(serial).is_none())
             .collect();
@@ -298,6 +302,37 @@ mod tests {
         let sealed = authority.refresh_crls(&RootKey::Generated, NOW + Duration::days(300)).unwrap();
         assert!(matches!(sealed.root, CrlState::Waiting { .. }));
         assert_eq!(sealed.intermediate, CrlState::Written);
+    }
+
+    #[test]
+    fn a_certificate_is_found_by_every_notation_of_its_serial_number() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = authority(&directory, RootKey::Plain);
+        let wanted = LeafParams::server(["a.internal.example"]).unwrap();
+        let serial = authority.ensure(&wanted, NOW).unwrap().leaf.certificate().serial_number().clone();
+        let (lower, upper) = (serial.to_string(), serial.to_string().to_uppercase());
+        let colons = lower.as_bytes().chunks(2).map(|pair| str::from_utf8(pair).unwrap()).collect::<Vec<_>>().join(":");
+        for text in [&lower, &upper, &format!("0x{lower}"), &format!("0X{upper}"), &format!("serial={upper}"), &colons]
+        {
+            assert_eq!(text.parse::<SerialNumber>().unwrap(), serial, "{text}");
+        }
+        for text in ["", "0x", "+1", "1:+2", "0x0x1", "serial=", "g", "é", &"1".repeat(41)] {
+            assert!(text.parse::<SerialNumber>().is_err(), "{text:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn what_is_over_is_not_called_unknown_and_nothing_is_revoked_twice() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = authority(&directory, RootKey::Plain);
+        authority.ensure(&LeafParams::server(["a.internal.example"]).unwrap(), NOW).unwrap();
+        let revoke = |at| authority.revoke("a.internal.example", Revocation::Unspecified, at);
+        assert!(matches!(revoke(NOW + Duration::days(91)), Err(Error::Time { .. })));
+        let path = directory.path().join("store/ledger.jsonl");
+        let ledger = std::fs::read_to_string(&path).unwrap();
+        let last = ledger.lines().last().unwrap();
+        std::fs::write(&path, format!("{ledger}{last}\n")).unwrap();
+        assert_eq!(revoke(NOW).unwrap().len(), 1);
     }
 
     #[test]

@@ -259,11 +259,13 @@ fn serial() -> Result<rcgen::SerialNumber> {
     Ok(rcgen::SerialNumber::from_slice(&bytes))
 }
 
-/// The first DNS name, or else the first name: the common name is one of the SANs, or absent when none fits its 64 characters.
-fn common_name(names: &[Name]) -> Option<String> {
-    let mut ordered: Vec<&Name> = names.iter().filter(|name| matches!(name, Name::Dns(_))).collect();
-    ordered.extend(names.iter().filter(|name| matches!(name, Name::Ip(_))));
-    ordered.into_iter().map(Name::to_string).find(|name| name.len() <= 64)
+/// The first DNS name that fits the 64 characters of a common name, or none. Never an address: in a leaf without DNS names
+/// OpenSSL takes the common name for one, and 10.0.0.1 is outside every domain that the name constraints permit.
+fn common_name(names: &[Name]) -> Option<&str> {
+    names.iter().find_map(|name| match name {
+        Name::Dns(dns) if dns.len() <= 64 => Some(dns.as_str()),
+        _ => None,
+    })
 }
 
 fn san(name: &Name) -> Result<SanType> {
@@ -315,6 +317,22 @@ mod tests {
             assert_eq!(leaf.serial_number().as_bytes().len(), 16);
             let again = signer.leaf(&wanted, &key, NOW).unwrap();
             assert_ne!(leaf.serial_number(), again.serial_number(), "one key, two serial numbers");
+        }
+    }
+
+    #[test]
+    fn the_common_name_is_a_dns_name_or_absent() {
+        let signer = signer(&["internal.example", "10.0.0.0/8"]);
+        let key = PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+        let long = format!("{}.internal.example", "a".repeat(60));
+        for (names, subject) in [
+            (&["10.0.0.1", "a.internal.example"][..], "CN=a.internal.example"),
+            (&[&long, "b.internal.example"][..], "CN=b.internal.example"),
+            (&[&long, "10.0.0.1"][..], ""),
+            (&["10.0.0.1"][..], ""),
+        ] {
+            let leaf = signer.leaf(&LeafParams::server(names).unwrap(), &key, NOW).unwrap();
+            assert_eq!(leaf.subject(), subject, "{names:?}");
         }
     }
 

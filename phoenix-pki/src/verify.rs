@@ -88,10 +88,10 @@ impl Verification<'_> {
         let Some((leaf, intermediates)) = chain.split_first() else {
             return Err(Error::Chain { subject: String::new(), why: "the chain is empty".into() });
         };
-        let refused = |why: String| Error::Chain { subject: leaf.subject().into(), why };
+        let refused = |why: String| Error::Chain { subject: leaf.to_string(), why };
         if at < leaf.not_before() || at > leaf.not_after() {
             let (not_before, not_after) = (leaf.not_before(), leaf.not_after());
-            return Err(Error::Time { subject: leaf.subject().into(), at, not_before, not_after });
+            return Err(Error::Time { subject: leaf.to_string(), at, not_before, not_after });
         }
         let entity = EndEntityCert::try_from(leaf.der()).map_err(|error| refused(error.to_string()))?;
         let anchors = anchors
@@ -122,7 +122,7 @@ impl Verification<'_> {
             entity
                 .verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, &intermediates, time, *usage, revocation, None)
                 .map_err(|error| match error {
-                    webpki::Error::CertRevoked => Error::Revoked { subject: leaf.subject().into() },
+                    webpki::Error::CertRevoked => Error::Revoked { subject: leaf.to_string() },
                     error => refused(verdict(&error)),
                 })?;
         }
@@ -226,6 +226,15 @@ mod tests {
             let verdict = verify(chain, std::slice::from_ref(anchor), purpose, Some(&name(asked)), at);
             assert_eq!(verdict.is_ok(), sound, "{purpose} {asked} {at}: {verdict:?}");
         }
+    }
+
+    #[test]
+    fn a_leaf_without_a_subject_is_called_by_its_names() {
+        let own = chain();
+        let leaf = leaf(&own.intermediate, &LeafParams::server(["10.0.0.1", "10.0.0.2"]).unwrap());
+        assert_eq!((leaf.subject(), leaf.to_string().as_str()), ("", "10.0.0.1, 10.0.0.2"));
+        let refused = verify(&[leaf], &[own.root.certificate], Profile::Server, None, NOW).unwrap_err();
+        assert!(refused.to_string().starts_with("certificate \"10.0.0.1, 10.0.0.2\" does not"), "{refused}");
     }
 
     #[test]

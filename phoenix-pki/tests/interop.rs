@@ -91,6 +91,8 @@ fn cases_of(kind: KeyType, directory: &Path) -> Vec<Case> {
             authority.issue(&wanted, NOW).unwrap().certificate(),
         );
     }
+    let address = LeafParams { key_type: kind, ..LeafParams::server(["10.0.0.77"]).unwrap() };
+    keep("address", authority.issue(&address, NOW).unwrap().certificate());
     keep("outside-name", &outside(&authority, Name::Dns("www.outside.example".into())));
     keep("outside-address", &outside(&authority, Name::Ip([192, 0, 2, 1].into())));
 
@@ -110,6 +112,7 @@ fn cases_of(kind: KeyType, directory: &Path) -> Vec<Case> {
         ("peer", Client, "", Accepted),
         ("peer", Server, "node.internal.example", Accepted),
         ("peer", Server, "10.0.0.9", Accepted),
+        ("address", Server, "10.0.0.77", Accepted),
         ("outside-name", Server, "www.outside.example", OutsideConstraints),
         ("outside-address", Server, "192.0.2.1", OutsideConstraints),
     ]
@@ -232,7 +235,7 @@ fn pkilint_finds_nothing() {
     }
     let mut runs = Vec::new();
     for case in cases().iter().filter(|case| case.name == "www.internal.example") {
-        for name in ["root", "intermediate", "exact", "client", "peer"] {
+        for name in ["root", "intermediate", "exact", "client", "peer", "address"] {
             runs.push(format!("lint_pkix_cert\tlint\t{}", case.file(name).display()));
         }
         for (issuer, subject) in

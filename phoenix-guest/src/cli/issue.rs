@@ -13,8 +13,8 @@ pub(super) struct Arguments {
     #[arg(required = true, value_name = "NAME")]
     names: Vec<Name>,
     /// What it is for
-    #[arg(long, value_parser = ["server", "client", "peer"])]
-    profile: Option<String>,
+    #[arg(long, default_value_t, value_name = "server|client|peer")]
+    profile: Profile,
     /// How long it lives, such as 24h or 90d
     #[arg(long)]
     lifetime: Option<Lifetime>,
@@ -60,7 +60,7 @@ impl Arguments {
     /// What is asked for. A certificate of the inventory is asked for as it stands there: two opinions about one
     /// certificate would replace it in turns.
     fn wanted(&self, inventory: Option<&Inventory>) -> Result<LeafParams> {
-        let mut wanted = LeafParams::new(self.profile(), self.names.iter().map(Name::to_string))?;
+        let mut wanted = LeafParams::new(self.profile, self.names.iter().map(Name::to_string))?;
         if let Some(lifetime) = self.lifetime {
             wanted.lifetime = lifetime;
         }
@@ -77,13 +77,5 @@ impl Arguments {
             return Err(format!("{}: the inventory says what {label} is; change it there", entry.origin).into());
         }
         Ok(entry.leaf.clone())
-    }
-
-    fn profile(&self) -> Profile {
-        match self.profile.as_deref() {
-            Some("client") => Profile::Client,
-            Some("peer") => Profile::Peer,
-            _ => Profile::Server,
-        }
     }
 }

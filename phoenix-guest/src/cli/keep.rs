@@ -29,13 +29,18 @@ pub(super) struct Revoke {
 
 pub(super) fn revoke(arguments: &Revoke, terminal: &mut Terminal, now: OffsetDateTime) -> Result<u8> {
     let (store, _) = arguments.place.find()?;
-    let revoked = Authority::open(&store)?.revoke(&label(&arguments.wanted), arguments.reason, now)?;
+    let authority = Authority::open(&store)?;
+    let revoked = authority.revoke(&label(&arguments.wanted), arguments.reason, now)?;
     if revoked.is_empty() {
         terminal.say(&format!("{}: unchanged: revoked before\n", arguments.wanted))?;
         return Ok(HOLDS);
     }
     let serials = revoked.iter().map(SerialNumber::to_string).collect::<Vec<_>>().join(", ");
-    terminal.say(&format!("{}: revoked, serial {serials}; converge to replace it\n", arguments.wanted))?;
+    let next = match revoked.contains(authority.intermediate().serial_number()) {
+        true => "converge writes it into the root's CRL; it issues on until it is rotated",
+        false => "converge to replace it",
+    };
+    terminal.say(&format!("{}: revoked, serial {serials}; {next}\n", arguments.wanted))?;
     Ok(HOLDS)
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Arguments {
 }
 
 fn instant(text: &str) -> std::result::Result<OffsetDateTime, String> {
-    OffsetDateTime::parse(text, &Rfc3339).map_err(|error| error.to_string())
+    OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "a time such as 2027-01-31T12:00:00Z".into())
 }
 
 pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDateTime) -> Result<u8> {
@@ -45,7 +45,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDat
             // The ledger is the authority on what was revoked; a CRL is a copy of it that ages.
             let ledger = store.ledger()?;
             if chain.iter().any(|certificate| ledger.revocation(certificate.serial_number()).is_some()) {
-                return Err(Error::Revoked { subject: leaf.subject().into() }.into());
+                return Err(Error::Revoked { subject: leaf.to_string() }.into());
             }
             vec![authority.root().clone()]
         }
@@ -58,7 +58,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal, now: OffsetDat
     let names: Vec<&Name> = arguments.name.iter().collect();
     Verification { purpose, names: &names, at: arguments.at.unwrap_or(now), crls: &[] }.check(&chain, &anchors)?;
     let end = until(leaf.not_after(), now);
-    terminal.say(&format!("{}: good for {purpose}, until {end}\n", printable(leaf.subject().as_bytes())))?;
+    terminal.say(&format!("{}: good for {purpose}, until {end}\n", printable(leaf.to_string().as_bytes())))?;
     Ok(HOLDS)
 }
 
