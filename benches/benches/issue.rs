@@ -16,10 +16,10 @@ fn issue(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(LEAVES as u64));
     on_one_core(|| {
         group.bench_function("raw key and signature, one thread", |bencher| {
-            bencher.iter(|| (0..LEAVES).map(|_| raw.issue()).count());
+            bencher.iter(|| (0..LEAVES).for_each(|_| drop(raw.issue())));
         });
         group.bench_function("raw key, signature and verification, one thread", |bencher| {
-            bencher.iter(|| (0..LEAVES).map(|_| raw.issue_verified()).count());
+            bencher.iter(|| (0..LEAVES).for_each(|_| drop(raw.issue_verified())));
         });
         group.bench_function("sign and PEM, one thread", |bencher| {
             bencher.iter(|| to_pem(&authority.sign(&wanted, now).unwrap()));
