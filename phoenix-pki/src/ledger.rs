@@ -90,7 +90,7 @@ impl Ledger {
         let mut ledger = Self::default();
         let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
         for (at, line) in whole.lines().enumerate() {
-            // Almost every line is of this kind, and is read in half the time when serde need not look for the tag.
+            // Almost every line is of this kind; without a tag to look for, serde need not buffer it.
             let event = match line.starts_with(r#"{"event":"issued","#) {
                 true => serde_json::from_str(line).map(Event::Issued),
                 false => serde_json::from_str(line),
