@@ -162,7 +162,7 @@ fn the_first_run_builds_all_and_the_second_writes_nothing() {
     ]);
     let before = place.stamps();
     let second = place.converge(&[]).ended(0).silent();
-    let last = "nothing to do: 6 certificates in 6 guests hold and were proven\n";
+    let last = "nothing to do: 6 pairs in 6 guests were proven, 6 guests trust the root\n";
     assert!(second.out.ends_with(last) && !second.out.contains("passphrase"), "{}", second.out);
     place.converge(&["--dry-run"]).ended(0).silent().saying(&["nothing to do"]);
     assert_eq!(place.stamps(), before);

@@ -52,7 +52,12 @@ pub struct Output {
 
 /// The printable end of what a guest said: at most 2,000 characters, control characters replaced by spaces.
 pub fn printable(bytes: &[u8]) -> String {
-    let text: String = String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    // Marks of direction would show text in another order than it has.
+    let unshown = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let text: String = String::from_utf8_lossy(bytes).chars().map(|c| if unshown(c) { ' ' } else { c }).collect();
     let text = text.trim();
     let start = text.char_indices().rev().nth(1999).map_or(0, |(at, _)| at);
     text[start..].to_string()

@@ -39,6 +39,8 @@ impl Default for Options {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// Another run holds the store; this one waits for it, a minute at most.
+    Waiting,
     /// The certificates were judged; this many are made.
     Issuing {
         /// How many.
@@ -152,7 +154,10 @@ pub fn converge(
     events: &(dyn Fn(Event<'_>) + Sync),
 ) -> Result<Report> {
     let store = Store::new(&inventory.authority.store);
-    let _alone = if options.dry_run { None } else { Some(store.exclusive().map_err(pki)?) };
+    let _alone = match options.dry_run {
+        true => None,
+        false => Some(store.exclusive(|| events(Event::Waiting)).map_err(pki)?),
+    };
     let existing = match Authority::open(&store) {
         Err(PkiError::AuthorityMissing { .. }) => None,
         other => Some(other.map_err(pki)?),
@@ -191,6 +196,7 @@ pub fn converge(
 
 /// A certificate of the inventory as the store holds it now.
 struct Held {
+    state: State,
     reason: Reason,
     leaf: Option<Leaf>,
 }
@@ -202,6 +208,7 @@ impl Held {
             label: entry.leaf.label(),
             names: entry.leaf.names.clone(),
             profile: entry.leaf.profile,
+            state: self.state.clone(),
             reason: self.reason.clone(),
             fingerprint: certificate.map(|certificate| certificate.fingerprint()),
             not_after: certificate.map(|certificate| certificate.not_after()),
@@ -209,7 +216,8 @@ impl Held {
     }
 }
 
-/// Judges the certificates, and unless this is a dry run makes those that are due.
+/// Judges the certificates, and unless this is a dry run makes those that are due. What the store has of one and cannot
+/// be read concerns that one alone.
 fn hold(
     authority: Option<&Authority>,
     wanted: &[LeafParams],
@@ -218,17 +226,40 @@ fn hold(
     events: &(dyn Fn(Event<'_>) + Sync),
 ) -> Result<Vec<Held>> {
     let Some(authority) = authority else {
-        return Ok(wanted.iter().map(|_| Held { reason: Reason::Missing, leaf: None }).collect());
+        return Ok(wanted.iter().map(|_| Held { state: State::Due, reason: Reason::Missing, leaf: None }).collect());
     };
-    let observed = authority.observe(wanted, now).map_err(pki)?;
-    let due = observed.iter().filter(|(reason, _)| reason.is_due()).count();
-    events(Event::Issuing { due });
-    if options.dry_run || due == 0 {
-        let held = |(reason, leaf): (Reason, Option<Leaf>)| Held { leaf: leaf.filter(|_| !reason.is_due()), reason };
-        return Ok(observed.into_iter().map(held).collect());
-    }
-    let ensured = authority.ensure_all(wanted, now).map_err(pki)?;
-    Ok(ensured.into_iter().map(|Ensured { leaf, reason, .. }| Held { reason, leaf: Some(leaf) }).collect())
+    let each = |wanted| authority.observe(std::slice::from_ref(wanted), now).map(|mut observed| observed.remove(0));
+    let observed: Vec<_> = match authority.observe(wanted, now) {
+        Ok(observed) => observed.into_iter().map(Ok).collect(),
+        Err(PkiError::OpenKey { .. } | PkiError::ReadFile { .. }) => wanted.iter().map(each).collect(),
+        Err(error) => return Err(pki(error)),
+    };
+    let is_due =
+        |observed: &phoenix_pki::Result<(Reason, _)>| observed.as_ref().is_ok_and(|(reason, _)| reason.is_due());
+    let due: Vec<LeafParams> = wanted
+        .iter()
+        .zip(&observed)
+        .filter(|(_, observed)| is_due(observed))
+        .map(|(wanted, _)| wanted.clone())
+        .collect();
+    events(Event::Issuing { due: due.len() });
+    let made =
+        if options.dry_run || due.is_empty() { Vec::new() } else { authority.ensure_all(&due, now).map_err(pki)? };
+    let mut made = made.into_iter();
+    let held = |observed: phoenix_pki::Result<(Reason, Option<Leaf>)>| match observed {
+        Err(error) => {
+            let reason = Reason::Damaged { why: error.to_string() };
+            Held { state: State::failed(&error), reason, leaf: None }
+        }
+        Ok((reason, _)) if reason.is_due() && options.dry_run => Held { state: State::Due, reason, leaf: None },
+        // Between the two looks another process may have made it: then it is there, and nothing was due.
+        Ok((reason, _)) if reason.is_due() => match made.next() {
+            Some(Ensured { leaf, reason, .. }) => Held { state: State::Changed, reason, leaf: Some(leaf) },
+            None => Held { state: State::Due, reason, leaf: None },
+        },
+        Ok((reason, leaf)) => Held { state: State::Unchanged, reason, leaf },
+    };
+    Ok(observed.into_iter().map(held).collect())
 }
 
 /// Refuses a name outside the authority's constraints before anything is made, naming the line.
@@ -408,8 +439,13 @@ impl Run<'_> {
             proof: None,
             notes: Vec::new(),
         };
-        // In a dry run, a certificate that is due has not been made: its delivery follows.
-        let Some(leaf) = &held.leaf else { return report };
+        let Some(leaf) = &held.leaf else {
+            // In a dry run, a certificate that is due has not been made: its delivery follows.
+            if let State::Failed { .. } = &held.state {
+                report.state = State::Failed { causes: vec!["its certificate cannot be read from the store".into()] };
+            }
+            return report;
+        };
         let made = || -> Result<_> {
             transport.begin(placement.cert.path.as_str())?;
             let delivery = Delivery::new(transport, leaf, placement)?;

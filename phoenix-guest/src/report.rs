@@ -51,6 +51,9 @@ pub struct CertificateReport {
     pub names: Vec<Name>,
     /// What it is for.
     pub profile: Profile,
+    /// How it stands.
+    #[serde(flatten)]
+    pub state: State,
     /// Why it was made, or that nothing was due.
     #[serde(flatten)]
     pub reason: Reason,
@@ -127,19 +130,20 @@ pub struct Report {
 }
 
 impl Report {
-    fn states(&self) -> impl Iterator<Item = &State> {
-        self.guests.iter().flat_map(|guest| {
+    /// How everything stands: certificates, guests, their trust and their pairs.
+    pub(crate) fn states(&self) -> impl Iterator<Item = &State> {
+        let guests = self.guests.iter().flat_map(|guest| {
             std::iter::once(&guest.state)
                 .chain(guest.trust.iter().map(|trust| &trust.state))
                 .chain(guest.deliveries.iter().map(|delivery| &delivery.state))
-        })
+        });
+        self.certificates.iter().map(|certificate| &certificate.state).chain(guests)
     }
 
     /// Whether anything was changed, or in a dry run would be.
     pub fn changed(&self) -> bool {
         self.authority_created
             || self.crls.as_ref().is_some_and(CrlRefresh::changed)
-            || self.certificates.iter().any(|certificate| certificate.reason.is_due())
             || self.states().any(|state| matches!(state, State::Changed | State::Due))
     }
 

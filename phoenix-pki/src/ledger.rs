@@ -121,7 +121,7 @@ impl Ledger {
             if !is_whole(line) {
                 return Err(damaged("it is not as it was written".into()));
             }
-            // Almost every line is of this kind, and is read in half the time when serde need not look for the tag.
+            // Almost every line is of this kind; without a tag to look for, serde need not buffer it.
             let event = match line.starts_with(r#"{"event":"issued","#) {
                 true => serde_json::from_str(line).map(Event::Issued),
                 false => serde_json::from_str(line),

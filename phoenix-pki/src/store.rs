@@ -112,20 +112,20 @@ impl Store {
 
     /// Takes the lock that every change needs, and makes the store's directories where they are missing.
     pub(crate) fn lock(&self) -> Result<Lock<'_>> {
-        Ok(Lock { store: self, file: self.lock_file("lock")? })
+        Ok(Lock { store: self, file: self.lock_file("lock", || ())? })
     }
 
     /// Keeps other runs that deliver from this store out, until the value is dropped. Changes of the store itself have
-    /// a lock of their own.
+    /// a lock of their own. `waiting` is called once when another run is at it.
     ///
     /// # Errors
     /// [`Error::Locked`] when another run goes on for longer than a minute.
-    pub fn exclusive(&self) -> Result<Exclusive> {
-        Ok(Exclusive { _file: self.lock_file("converge.lock")? })
+    pub fn exclusive(&self, waiting: impl FnOnce()) -> Result<Exclusive> {
+        Ok(Exclusive { _file: self.lock_file("converge.lock", waiting)? })
     }
 
     /// Locks a file that stays: the kernel gives the lock back when the process ends, however it ends.
-    fn lock_file(&self, name: &str) -> Result<File> {
+    fn lock_file(&self, name: &str, waiting: impl FnOnce()) -> Result<File> {
         make_parents(parent(&self.path))?;
         if make_directory(&self.path)? {
             sync(parent(&self.path))?;
@@ -140,10 +140,14 @@ impl Store {
             .open(&path)
             .map_err(failed("create", &path))?;
         let start = Instant::now();
+        let mut waiting = Some(waiting);
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
                 Err(TryLockError::WouldBlock) if start.elapsed() < self.patience => {
+                    if let Some(waiting) = waiting.take() {
+                        waiting();
+                    }
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(TryLockError::WouldBlock) => {

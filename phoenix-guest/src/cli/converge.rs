@@ -88,6 +88,7 @@ impl Progress {
 
     fn show(&self, event: Event<'_>) {
         match event {
+            Event::Waiting => self.0.set_message("another run holds the store: waiting for it"),
             Event::Issuing { due } => self.0.set_message(format!("certificates: {due} due")),
             Event::Working { guest, what } => self.0.set_message(format!("{guest}: {what}")),
             Event::Finished { .. } => self.0.inc(1),

@@ -14,7 +14,7 @@ pub(super) fn text(report: &Report, now: OffsetDateTime) -> String {
         certificates.add_row([
             short(certificate),
             certificate.profile.to_string(),
-            what(certificate, report.dry_run),
+            what(certificate),
             certificate.not_after.map(|end| until(end, now)).unwrap_or_default(),
         ]);
     }
@@ -67,11 +67,12 @@ fn short(certificate: &CertificateReport) -> String {
     }
 }
 
-fn what(certificate: &CertificateReport, dry_run: bool) -> String {
-    match (certificate.reason.is_due(), dry_run) {
-        (false, _) => certificate.reason.to_string(),
-        (true, false) => format!("made: {}", certificate.reason),
-        (true, true) => format!("would be made: {}", certificate.reason),
+fn what(certificate: &CertificateReport) -> String {
+    match &certificate.state {
+        State::Changed => format!("made: {}", certificate.reason),
+        State::Due => format!("would be made: {}", certificate.reason),
+        state @ State::Failed { .. } => format!("failed: {}", why(state)),
+        _ => certificate.reason.to_string(),
     }
 }
 
@@ -146,18 +147,16 @@ fn why(state: &State) -> String {
 fn summary(report: &Report) -> String {
     let (certificates, guests) = (report.certificates.len(), report.guests.len());
     if report.holds() && !report.changed() {
-        return format!("nothing to do: {certificates} certificates in {guests} guests hold and were proven");
+        let pairs: usize = report.guests.iter().map(|guest| guest.deliveries.len()).sum();
+        let trusting = report.guests.iter().filter(|guest| guest.trust.is_some()).count();
+        return format!(
+            "nothing to do: {pairs} pairs in {guests} guests were proven, {trusting} guests trust the root"
+        );
     }
-    let states = || {
-        report.guests.iter().flat_map(|guest| {
-            let trust = guest.trust.iter().map(|trust| &trust.state);
-            [&guest.state].into_iter().chain(trust).chain(guest.deliveries.iter().map(|delivery| &delivery.state))
-        })
-    };
-    let count = |matching: fn(&State) -> bool| states().filter(|state| matching(state)).count();
-    let made = report.certificates.iter().filter(|certificate| certificate.reason.is_due()).count();
+    let count = |matching: fn(&State) -> bool| report.states().filter(|state| matching(state)).count();
     let crls = usize::from(report.crls.as_ref().is_some_and(CrlRefresh::changed));
-    let changed = made + crls + count(|state| matches!(state, State::Changed | State::Due));
+    let made = crls + usize::from(report.authority_created);
+    let changed = made + count(|state| matches!(state, State::Changed | State::Due));
     let word = if report.dry_run { "due" } else { "changed" };
     let pending = count(|state| matches!(state, State::Pending { .. }));
     let failed = count(|state| matches!(state, State::Failed { .. }));
