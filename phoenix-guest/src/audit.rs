@@ -113,7 +113,7 @@ pub fn audit(
     let pki = |source| Error::Authority { source: Box::new(source) };
     let authority = Authority::open(&Store::new(&inventory.authority.store)).map_err(pki)?;
     let wanted: Vec<LeafParams> = inventory.certificates.iter().map(|entry| entry.leaf.clone()).collect();
-    let stored = authority.audit(&wanted, &inventory.authority.params.root_key, now).map_err(pki)?;
+    let stored = authority.audit(&wanted, &inventory.authority.params, now).map_err(pki)?;
     let mut all: Vec<Audited> = stored.into_iter().map(Audited::stored).collect();
     match converge(inventory, reach, &Options { dry_run: true, parallel }, now, &|_| {}) {
         Ok(report) => all.extend(guests(inventory, reach, &authority, &report, now)),

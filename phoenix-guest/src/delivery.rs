@@ -803,7 +803,10 @@ impl Delivery<'_> {
             }
         }
         let mut notes = Vec::new();
-        if !self.transport.sets_owners() && self.wanted.iter().any(|wanted| wanted.placed.owner != Owner::ROOT) {
+        let owned = |(wanted, observed): (&Wanted, &Observed)| {
+            observed.file.as_ref().is_some_and(|file| file.owned_by(&wanted.placed.owner))
+        };
+        if !self.transport.sets_owners() && !self.wanted.iter().zip(&standing.files).all(owned) {
             notes.push("owner not set (not root)".into());
         }
         Ok(Delivered { differences, proof, notes })

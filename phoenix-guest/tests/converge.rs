@@ -256,6 +256,29 @@ fn one_dead_guest_does_not_stop_the_others() {
 }
 
 #[test]
+fn one_certificate_that_cannot_be_read_does_not_stop_the_others() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let estate = Estate::new();
+    estate.run(false, NOW).unwrap();
+    let key = estate.inventory.authority.store.join("certificates/qdrant.internal.thinkheads.ai/current/key.pem");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let proxy = estate.guest("101").join("etc/nginx/ssl/internal_traefik_proxy.key");
+    fs::remove_file(&proxy).unwrap();
+
+    let report = estate.run(false, NOW).unwrap();
+    let failed: Vec<_> =
+        report.certificates.iter().filter(|certificate| matches!(certificate.state, State::Failed { .. })).collect();
+    assert_eq!(failed.len(), 1);
+    assert_eq!(failed[0].label, "qdrant.internal.thinkheads.ai");
+    assert!(proxy.exists(), "the other guest was mended all the same");
+    assert!(failures(&report).iter().any(|cause| cause.contains("cannot be read from the store")));
+
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    let report = estate.run(false, NOW).unwrap();
+    assert!(report.holds() && !report.changed());
+}
+
+#[test]
 fn two_runs_at_once_end_as_one() {
     let estate = Estate::new();
     std::thread::scope(|scope| {

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::key::is_encrypted;
 use crate::ledger::{Issued, Ledger};
 use crate::plan::{Held, Reason, judge, renewal_point};
-use crate::profile::{LeafParams, Lifetime, PassphraseSource, Renewal, RootKey};
+use crate::profile::{AuthorityParams, LeafParams, Lifetime, PassphraseSource, Renewal, RootKey};
 use crate::store::Role;
 
 /// How much a finding matters.
@@ -135,17 +135,18 @@ impl Authority {
     /// Every certificate, anchor and CRL of the store with what is found about it, soonest to end first; what cannot be
     /// read comes before all. Changes nothing.
     ///
-    /// `wanted` is what should exist, `root_key` how the root key should rest.
+    /// `wanted` is what should exist, `params` what the authority should be and how its root key should rest.
     ///
     /// ```
     /// # use phoenix_pki::{Authority, AuthorityParams, LeafParams, Permitted, RootKey, Severity, Store};
     /// # let directory = tempfile::tempdir().unwrap();
     /// # let (store, now) = (Store::new(directory.path().join("store")), time::OffsetDateTime::now_utc());
     /// # let params = AuthorityParams::new("Example", Permitted::parse(["internal.example"])?);
-    /// # let authority = Authority::create(&store, &AuthorityParams { root_key: RootKey::Plain, ..params }, now)?;
+    /// # let params = AuthorityParams { root_key: RootKey::Plain, ..params };
+    /// # let authority = Authority::create(&store, &params, now)?;
     /// let wanted = LeafParams::server(["nginx.internal.example"])?;
     /// authority.ensure(&wanted, now)?;
-    /// for entry in authority.audit(&[wanted], &RootKey::Plain, now)? {
+    /// for entry in authority.audit(&[wanted], &params, now)? {
     ///     println!("{} {} {:?} days: {:?}", entry.severity(), entry.name, entry.days_left, entry.findings);
     ///     assert!(entry.severity() < Severity::Critical);
     /// }
@@ -154,13 +155,18 @@ impl Authority {
     ///
     /// # Errors
     /// Only when the store itself cannot be listed: whatever is wrong inside it is a finding.
-    pub fn audit(&self, wanted: &[LeafParams], root_key: &RootKey, now: OffsetDateTime) -> Result<Vec<AuditEntry>> {
+    pub fn audit(
+        &self,
+        wanted: &[LeafParams],
+        params: &AuthorityParams,
+        now: OffsetDateTime,
+    ) -> Result<Vec<AuditEntry>> {
         let (ledger, damage) = match self.store.ledger() {
             Ok(ledger) => (ledger, None),
             Err(error) => (Ledger::default(), Some(error)),
         };
         let longest = wanted.iter().map(|wanted| wanted.lifetime).max().unwrap_or(Lifetime::days(90));
-        let mut entries = vec![self.audit_root(root_key, longest, now), self.audit_intermediate(&ledger, longest, now)];
+        let mut entries = vec![self.audit_root(params, longest, now), self.audit_intermediate(&ledger, longest, now)];
         for role in [Role::Root, Role::Intermediate] {
             entries.extend(self.audit_crl(role, &ledger, now));
         }
@@ -202,7 +208,8 @@ impl Authority {
         Ok(entries)
     }
 
-    fn audit_root(&self, root_key: &RootKey, longest: Lifetime, now: OffsetDateTime) -> AuditEntry {
+    fn audit_root(&self, params: &AuthorityParams, longest: Lifetime, now: OffsetDateTime) -> AuditEntry {
+        let root_key = &params.root_key;
         let key = match self.store.authority_key(&self.generation, Role::Root) {
             Ok(None) => RootKeyAtRest::Sealed,
             Ok(Some(pem)) if is_encrypted(&pem) => {
@@ -217,6 +224,15 @@ impl Authority {
             && let Err(error @ Error::OpenKey { .. }) = self.store.passphrase(source)
         {
             findings.push(critical(error.to_string()));
+        }
+        // What an authority is was settled when it was made; the inventory may have gone on since.
+        if let Some(permitted) = self.permitted().filter(|permitted| !permitted.covers(&params.permitted)) {
+            let wanted = &params.permitted;
+            findings.push(warning(format!("it may certify {permitted}, and {wanted} is wanted: `rotate` to widen it")));
+        }
+        if let Some(kind) = self.root.key_type().filter(|kind| *kind != params.key_type) {
+            findings
+                .push(notice(format!("its key is {kind}, and {} is wanted: `rotate` to change it", params.key_type)));
         }
         AuditEntry::of(AuditKind::Root, location, self.root.subject()).certificate(&self.root, now).found(findings)
     }
@@ -436,6 +452,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
+    use crate::key::KeyType;
     use crate::name::Permitted;
     use crate::profile::{AuthorityParams, Revocation};
     use crate::store::Store;
@@ -455,12 +472,31 @@ mod tests {
 
     /// The worst severity of each entry by kind and name, and what was found.
     fn findings(authority: &Authority, wanted: &[LeafParams], days: i64) -> Vec<(AuditKind, String, Severity, String)> {
-        let entries = authority.audit(wanted, &RootKey::Generated, NOW + Duration::days(days)).unwrap();
+        let permitted = Permitted::parse(["internal.example"]).unwrap();
+        let entries =
+            authority.audit(wanted, &AuthorityParams::new("Example", permitted), NOW + Duration::days(days)).unwrap();
         assert!(entries.is_sorted_by_key(|entry| entry.not_after), "soonest first");
         let found = |entry: &AuditEntry| {
             entry.findings.iter().map(|finding| finding.what.clone()).collect::<Vec<_>>().join("; ")
         };
         entries.iter().map(|entry| (entry.kind, entry.name.clone(), entry.severity(), found(entry))).collect()
+    }
+
+    #[test]
+    fn an_authority_that_is_not_what_is_wanted_any_more_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = authority(&directory, RootKey::Plain);
+        let found = |permitted: &[&str], key_type| {
+            let params = AuthorityParams::new("Example", Permitted::parse(permitted).unwrap());
+            let params = AuthorityParams { key_type, root_key: RootKey::Plain, ..params };
+            let entries = authority.audit(&[], &params, NOW).unwrap();
+            let said = entries.into_iter().flat_map(|entry| entry.findings).map(|finding| finding.what);
+            said.filter(|said| said.contains("rotate")).count()
+        };
+        assert_eq!(found(&["internal.example"], KeyType::EcdsaP256), 0);
+        assert_eq!(found(&["a.internal.example"], KeyType::EcdsaP256), 0, "narrower is covered");
+        assert_eq!(found(&["internal.example", "10.0.0.0/8"], KeyType::EcdsaP256), 1);
+        assert_eq!(found(&["other.example"], KeyType::Ed25519), 2);
     }
 
     #[test]

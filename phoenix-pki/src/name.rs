@@ -195,6 +195,13 @@ impl Permitted {
         permitted
     }
 
+    /// Whether everything that `other` permits is permitted here too.
+    pub fn covers(&self, other: &Self) -> bool {
+        let networks = |inner: &IpNet| self.networks.iter().any(|network| network.contains(inner));
+        other.domains.iter().all(|domain| self.domains.iter().any(|own| below(domain, own)))
+            && other.networks.iter().all(networks)
+    }
+
     /// Whether a certificate with this name may be issued.
     pub fn permits(&self, name: &Name) -> bool {
         match name {
