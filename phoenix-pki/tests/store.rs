@@ -425,3 +425,22 @@ fn a_sealed_root_key_leaves_once_and_a_killed_seal_is_finished() {
     assert!(matches!(authority.seal(&away), Err(Error::Sealed { .. })));
     assert!(authority.ensure(&server(LABEL), NOW).unwrap().changed(), "the intermediate works on");
 }
+
+#[test]
+fn sealing_touches_nothing_that_is_not_its_own() {
+    let (directory, authority) = authority();
+    let (taken, away) = (directory.path().join("taken"), directory.path().join("away.key"));
+    fs::write(&taken, "mine").unwrap();
+    // However closed or open it is, what is there stays.
+    for mode in [0o644, 0o600] {
+        fs::set_permissions(&taken, fs::Permissions::from_mode(mode)).unwrap();
+        let refused = authority.seal(&taken).unwrap_err();
+        assert!(matches!(refused, Error::WriteFile { attempted: "create", .. }), "{refused}");
+        assert_eq!(fs::read_to_string(&taken).unwrap(), "mine");
+    }
+    let neighbour = directory.path().join("away.key.new");
+    fs::create_dir(&neighbour).unwrap();
+    fs::write(neighbour.join("file"), "mine").unwrap();
+    authority.seal(&away).unwrap();
+    assert_eq!(fs::read_to_string(neighbour.join("file")).unwrap(), "mine");
+}
