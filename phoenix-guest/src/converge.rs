@@ -220,14 +220,12 @@ fn hold(
     let Some(authority) = authority else {
         return Ok(wanted.iter().map(|_| Held { reason: Reason::Missing, leaf: None }).collect());
     };
-    let reasons = authority.plan(wanted, now).map_err(pki)?;
-    events(Event::Issuing { due: reasons.iter().filter(|reason| reason.is_due()).count() });
-    if options.dry_run {
-        let leaf = |(wanted, reason): (&LeafParams, Reason)| match reason {
-            Reason::UpToDate => Ok(Held { leaf: authority.leaf(&wanted.label()).map_err(pki)?, reason }),
-            _ => Ok(Held { leaf: None, reason }),
-        };
-        return wanted.iter().zip(reasons).map(leaf).collect();
+    let observed = authority.observe(wanted, now).map_err(pki)?;
+    let due = observed.iter().filter(|(reason, _)| reason.is_due()).count();
+    events(Event::Issuing { due });
+    if options.dry_run || due == 0 {
+        let held = |(reason, leaf): (Reason, Option<Leaf>)| Held { leaf: leaf.filter(|_| !reason.is_due()), reason };
+        return Ok(observed.into_iter().map(held).collect());
     }
     let ensured = authority.ensure_all(wanted, now).map_err(pki)?;
     Ok(ensured.into_iter().map(|Ensured { leaf, reason, .. }| Held { reason, leaf: Some(leaf) }).collect())

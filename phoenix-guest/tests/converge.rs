@@ -118,6 +118,27 @@ fn a_dry_run_of_an_empty_installation_creates_nothing_and_says_what_is_due() {
 }
 
 #[test]
+fn a_copy_of_the_root_that_was_changed_by_hand_is_put_right() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let estate = Estate::new();
+    estate.run(false, NOW).unwrap();
+    let copy = estate.guest("host").join(estate.inventory.copies[0].placed.path.as_str().trim_start_matches('/'));
+    let root = fs::read(&copy).unwrap();
+    let open = |mode| fs::set_permissions(&copy, fs::Permissions::from_mode(mode)).unwrap();
+    let damages: [&dyn Fn(); 3] =
+        [&|| fs::remove_file(&copy).unwrap(), &|| fs::write(&copy, "another root").unwrap(), &|| open(0o666)];
+    for damage in damages {
+        damage();
+        assert!(estate.run(true, NOW).unwrap().changed());
+        assert!(estate.run(false, NOW).unwrap().holds());
+        let mode = fs::metadata(&copy).unwrap().permissions().mode() & 0o777;
+        assert_eq!((fs::read(&copy).unwrap(), mode), (root.clone(), 0o644));
+        assert!(!estate.run(false, NOW).unwrap().changed());
+    }
+}
+
+#[test]
 fn what_was_changed_by_hand_is_found_and_mended() {
     let estate = Estate::new();
     estate.run(false, NOW).unwrap();

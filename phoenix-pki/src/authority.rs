@@ -125,8 +125,16 @@ impl Authority {
     /// # Errors
     /// [`Error::NotPermitted`], [`Error::LabelTwice`], or the store's.
     pub fn plan(&self, wanted: &[LeafParams], now: OffsetDateTime) -> Result<Vec<Reason>> {
+        Ok(self.observe(wanted, now)?.into_iter().map(|(reason, _)| reason).collect())
+    }
+
+    /// As [`Authority::plan`], with the leaf that each reason is about, when there is one that reads.
+    ///
+    /// # Errors
+    /// As [`Authority::plan`].
+    pub fn observe(&self, wanted: &[LeafParams], now: OffsetDateTime) -> Result<Vec<(Reason, Option<Leaf>)>> {
         self.check(wanted)?;
-        Ok(self.judge_all(wanted, now)?.into_iter().map(|(reason, _)| reason).collect())
+        self.judge_all(wanted, now)
     }
 
     /// The certificate with these names: the one that is there, or a new one when that is due. Writes nothing otherwise.
