@@ -364,11 +364,18 @@ impl Lock<'_> {
     pub(crate) fn seal(&self, generation: &str, to: &Path) -> Result<()> {
         let from = self.store.authority_file(generation, Role::Root, "key");
         let key = read_key(&from)?.ok_or_else(|| Error::Sealed { store: self.store.path.clone() })?;
-        if read_key(to)?.is_none_or(|there| there != key) {
+        // A killed run left it there whole; anything else there is somebody's.
+        let there = matches!(read_key(to), Ok(Some(there)) if there == key);
+        if !there {
             if to.symlink_metadata().is_ok() {
                 return Err(failed("create", to)(ErrorKind::AlreadyExists.into()));
             }
-            replace_file(to, &key)?;
+            let staging = beside(to, &hex(&random::<4>()?));
+            write_file(&staging, &key, true)?;
+            fs::rename(&staging, to).map_err(|source| {
+                let _ = fs::remove_file(&staging);
+                Error::WriteFile { attempted: "rename", path: to.into(), source }
+            })?;
         }
         sync(parent(to))?;
         fs::remove_file(&from).map_err(failed("remove", &from))?;

@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{
@@ -389,7 +389,9 @@ fn a_directory_that_can_not_be_written_is_an_error_that_names_it() {
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o555)).unwrap();
     // Where the binary lies, somebody else may not come.
     let binary = directory.path().join("binary");
-    fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
+    // By a process of its own: a child that another test starts meanwhile would hold the copy open, and so busy.
+    let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&binary).status().unwrap();
+    assert!(copied.success());
     fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = act_by(&binary, "create", &[&closed.join("store")]);
     command.current_dir(directory.path());
@@ -424,4 +426,23 @@ fn a_sealed_root_key_leaves_once_and_a_killed_seal_is_finished() {
     assert_eq!(fs::read(&away).unwrap(), bytes);
     assert!(matches!(authority.seal(&away), Err(Error::Sealed { .. })));
     assert!(authority.ensure(&server(LABEL), NOW).unwrap().changed(), "the intermediate works on");
+}
+
+#[test]
+fn sealing_touches_nothing_that_is_not_its_own() {
+    let (directory, authority) = authority();
+    let (taken, away) = (directory.path().join("taken"), directory.path().join("away.key"));
+    fs::write(&taken, "mine").unwrap();
+    // However closed or open it is, what is there stays.
+    for mode in [0o644, 0o600] {
+        fs::set_permissions(&taken, fs::Permissions::from_mode(mode)).unwrap();
+        let refused = authority.seal(&taken).unwrap_err();
+        assert!(matches!(refused, Error::WriteFile { attempted: "create", .. }), "{refused}");
+        assert_eq!(fs::read_to_string(&taken).unwrap(), "mine");
+    }
+    let neighbour = directory.path().join("away.key.new");
+    fs::create_dir(&neighbour).unwrap();
+    fs::write(neighbour.join("file"), "mine").unwrap();
+    authority.seal(&away).unwrap();
+    assert_eq!(fs::read_to_string(neighbour.join("file")).unwrap(), "mine");
 }
