@@ -3,13 +3,15 @@
 //! A transport is added by one line at the end.
 
 mod common;
+#[path = "common/lxc.rs"]
+mod lxc;
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::lxc::{self, lxc};
+use lxc::lxc;
 use phoenix_guest::{
     Command, Error, File, GuestPath, Id, Local, Memory, Mode, OUTPUT_LIMIT, Observed, Output, Owner, Rootfs, Transport,
 };

@@ -3,6 +3,7 @@
 //!
 //! Debian's root file system is built once and kept in the cache directory. All else lies in a temporary directory, and is
 //! stopped and removed when this process ends, in whatever way.
+#![allow(dead_code, reason = "each test uses its own part")]
 
 use std::fmt::Write as _;
 use std::fs;
@@ -14,7 +15,7 @@ use std::sync::LazyLock;
 
 use phoenix_guest::Pct;
 
-use super::skip;
+use crate::common::skip;
 
 /// Debian 12 as root of this machine sees it.
 pub(crate) const PRIVILEGED: u32 = 101;

@@ -1,8 +1,6 @@
 //! What several tests need: an authority, leaves, tools that may be missing.
 #![allow(dead_code, reason = "each test uses its own part")]
 
-pub(crate) mod lxc;
-
 use std::io::Write as _;
 use std::path::Path;
 
