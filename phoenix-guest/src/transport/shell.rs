@@ -104,7 +104,7 @@ place() {
 "#;
 
 const PUT: &str = r#"
-directory=$1 name=$2 temporary=$3 mode=$4 user=$5 group=$6 length=$7 digest=$8
+directory=$1 name=$2 temporary=$3 mode=$4 user=$5 group=$6 digest=$7
 number() {
     case $3 in *[!0-9]*) ;; *) echo "$3"; return ;; esac
     while IFS=: read -r entry password number rest || [ -n "$entry" ]; do
@@ -122,7 +122,7 @@ set -C
 exec 4>"$new"
 chown "$user:$group" "$new"
 chmod "$mode" "$new"
-head -c "$length" >&4
+cat >&4
 exec 4>&-
 sum=$(sha256sum <"$new")
 [ "${sum%% *}" = "$digest" ] || refuse "$directory/$name" 'the bytes did not arrive whole'
@@ -196,7 +196,6 @@ impl Shell<'_> {
             file.mode.to_string(),
             file.owner.user.to_string(),
             file.owner.group.to_string(),
-            file.bytes.len().to_string(),
             hex(&digest),
         ];
         let answer = self.ask("write", &file.path, PUT, &words, &file.bytes, OUTPUT_LIMIT)?;
