@@ -416,3 +416,51 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     });
     pairs.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_script_says_is_understood() {
+        let digest = "ab".repeat(32);
+        let file = |names: (&str, &str)| ObservedFile {
+            digest: [0xab; 32],
+            length: 5,
+            mode: Mode::KEY,
+            user: (0, Some(names.0.into())),
+            group: (33, Some(names.1.into())),
+        };
+        let whole = format!("{digest} 8180 0 33 5 root:www-data");
+        assert_eq!(parse("-"), Some(Observed::MISSING));
+        assert_eq!(parse("o"), Some(Observed::MISSING));
+        assert_eq!(parse("d"), Some(Observed { directory: true, ..Observed::MISSING }));
+        let expected = Observed { file: Some(file(("root", "www-data"))), ..Observed::MISSING };
+        assert_eq!(parse(&format!("f {whole}")), Some(expected.clone()));
+        assert_eq!(parse(&format!("l 2e2e {whole}")), Some(Observed { link: Some("..".into()), ..expected }));
+        assert_eq!(parse("l 0a27"), Some(Observed { link: Some("\n'".into()), ..Observed::MISSING }));
+        for (names, user) in [("UNKNOWN:root", None), ("\u{1b}[2J:root", None), ("two words:root", None)] {
+            let observed = parse(&format!("f {digest} 8180 7 0 5 {names}")).and_then(|observed| observed.file);
+            assert_eq!(observed.map(|file| file.user), Some((7, user)), "{names}");
+        }
+        let short = &whole[2..];
+        for refused in [
+            "",
+            "x",
+            "dd",
+            "f",
+            "f ",
+            "l",
+            "l xyz",
+            "l 123",
+            &format!("f {short}"),
+            &format!("f {}", whole.replace("8180", "mode")),
+            &format!("f {}", whole.replace(" 33 ", " -1 ")),
+            &format!("f {}", whole.replace(" 5 ", " 4294967296294967296294967296 ")),
+            &format!("f {}", whole.replace(':', " ")),
+            &format!("l 2e {short}"),
+        ] {
+            assert_eq!(parse(refused), None, "{refused:?}");
+        }
+    }
+}

@@ -25,6 +25,8 @@ pub(crate) const UNPRIVILEGED: u32 = 102;
 pub(crate) const BUSYBOX: u32 = 103;
 /// Configured, and never started.
 pub(crate) const STOPPED: u32 = 104;
+/// Running, without a shell and without `env`.
+pub(crate) const BARE: u32 = 105;
 /// Not even configured.
 pub(crate) const ABSENT: u32 = 999;
 
@@ -40,7 +42,7 @@ pub(crate) struct Lxc {
     _janitor: Child,
 }
 
-static LXC: LazyLock<Result<Lxc, String>> = LazyLock::new(|| rootfs().map(|rootfs| Lxc::start(&rootfs)));
+static LXC: LazyLock<Result<Lxc, String>> = LazyLock::new(|| rootfs().and_then(|rootfs| Lxc::start(&rootfs)));
 
 /// The containers, started by whoever asks first; where there can be none, the test is skipped by name.
 pub(crate) fn lxc() -> Option<&'static Lxc> {
@@ -49,7 +51,7 @@ pub(crate) fn lxc() -> Option<&'static Lxc> {
 }
 
 impl Lxc {
-    fn start(rootfs: &Path) -> Self {
+    fn start(rootfs: &Path) -> Result<Self, String> {
         let directory = tempfile::Builder::new().prefix("phoenix-lxc-").tempdir().unwrap().keep();
         // Whoever is root in the unprivileged container goes through here.
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
@@ -68,14 +70,16 @@ impl Lxc {
             .unwrap();
         let lxc = Self { directory, _janitor: janitor };
         std::thread::scope(|scope| {
-            for vmid in [PRIVILEGED, UNPRIVILEGED] {
+            let started = [PRIVILEGED, UNPRIVILEGED].map(|vmid| {
                 let lxc = &lxc;
-                scope.spawn(move || lxc.debian(vmid, rootfs));
-            }
-        });
-        lxc.busybox();
+                scope.spawn(move || lxc.debian(vmid, rootfs))
+            });
+            started.into_iter().try_for_each(|started| started.join().unwrap())
+        })?;
+        lxc.busybox(BUSYBOX)?;
+        lxc.busybox(BARE)?;
         lxc.configure(STOPPED, "");
-        lxc
+        Ok(lxc)
     }
 
     /// The root file system of a container.
@@ -108,7 +112,7 @@ impl Lxc {
         self.directory.join(name)
     }
 
-    fn debian(&self, vmid: u32, rootfs: &Path) {
+    fn debian(&self, vmid: u32, rootfs: &Path) -> Result<(), String> {
         let root = self.root(vmid);
         fs::create_dir_all(&root).unwrap();
         run(Command::new("tar").arg("-xpf").arg(rootfs).arg("--numeric-owner").arg("-C").arg(&root));
@@ -119,26 +123,28 @@ impl Lxc {
             write!(more, "lxc.idmap = u 0 {SHIFT} 65536\nlxc.idmap = g 0 {SHIFT} 65536\n").unwrap();
         }
         self.configure(vmid, &more);
-        self.lxc_start(vmid);
+        self.lxc_start(vmid)
     }
 
-    fn busybox(&self) {
-        let root = self.root(BUSYBOX);
+    fn busybox(&self, vmid: u32) -> Result<(), String> {
+        let root = self.root(vmid);
         for directory in ["bin", "usr/bin", "etc", "proc", "sys", "dev", "tmp", "srv"] {
             fs::create_dir_all(root.join(directory)).unwrap();
         }
         let busybox = root.join("bin/busybox");
         fs::copy(self.root(PRIVILEGED).join("usr/bin/busybox"), &busybox).unwrap();
-        let applets = Command::new(&busybox).arg("--list").output().unwrap().stdout;
-        for applet in String::from_utf8(applets).unwrap().lines().filter(|applet| *applet != "busybox") {
-            symlink("/bin/busybox", root.join("bin").join(applet)).unwrap();
+        if vmid == BUSYBOX {
+            let applets = Command::new(&busybox).arg("--list").output().unwrap().stdout;
+            for applet in String::from_utf8(applets).unwrap().lines().filter(|applet| *applet != "busybox") {
+                symlink("/bin/busybox", root.join("bin").join(applet)).unwrap();
+            }
+            symlink("/bin/busybox", root.join("usr/bin/env")).unwrap();
         }
-        symlink("/bin/busybox", root.join("usr/bin/env")).unwrap();
         fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n").unwrap();
         fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n").unwrap();
-        fs::write(root.join("etc/inittab"), "::sysinit:/bin/true\n").unwrap();
-        self.configure(BUSYBOX, "lxc.init.cmd = /bin/busybox init\n");
-        self.lxc_start(BUSYBOX);
+        fs::write(root.join("etc/inittab"), "::sysinit:/bin/busybox true\n").unwrap();
+        self.configure(vmid, "lxc.init.cmd = /bin/busybox init\n");
+        self.lxc_start(vmid)
     }
 
     fn configure(&self, vmid: u32, more: &str) {
@@ -152,7 +158,7 @@ impl Lxc {
         fs::write(root.with_file_name("config"), text).unwrap();
     }
 
-    fn lxc_start(&self, vmid: u32) {
+    fn lxc_start(&self, vmid: u32) -> Result<(), String> {
         let log = self.directory.join(format!("{vmid}.log"));
         // Without `newuidmap` in its PATH, root writes the id map itself, and /etc/subuid need not be changed.
         let started = Command::new("/usr/bin/lxc-start")
@@ -164,7 +170,12 @@ impl Lxc {
             .stdin(Stdio::null())
             .status()
             .unwrap();
-        assert!(started.success(), "{}", fs::read_to_string(log).unwrap_or_default());
+        if started.success() {
+            return Ok(());
+        }
+        let said = fs::read_to_string(log).unwrap_or_default();
+        let why = said.lines().find(|line| line.contains(" ERROR ")).unwrap_or_default();
+        Err(format!("a container cannot be started here: {}", why.trim()))
     }
 }
 
