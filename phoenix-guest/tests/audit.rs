@@ -141,15 +141,12 @@ fn what_a_guest_puts_in_a_certificate_does_not_reach_the_terminal() {
 
 #[test]
 fn a_store_that_stops_a_run_is_a_finding_and_not_the_end_of_the_audit() {
-    use std::os::unix::fs::PermissionsExt as _;
-
     let estate = Estate::new();
     estate.converge(NOW);
-    let key = estate.path("store/certificates/a.internal.example/current/key.pem");
-    fs::set_permissions(key, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(estate.path("store/ledger.jsonl"), "no ledger\n").unwrap();
     let all = estate.audit(NOW);
     let run = all.iter().find(|entry| entry.kind == "converge").unwrap();
-    assert!(run.severity() == Severity::Critical && run.findings[0].what.contains("0644"), "{run:?}");
+    assert!(run.severity() == Severity::Critical && run.findings[0].what.contains("ledger.jsonl:1"), "{run:?}");
     assert!(all.iter().any(|entry| entry.kind == "root"));
 }
 

@@ -234,7 +234,7 @@ fn certificates_that_cannot_be() {
         ),
         (
             "[[certificate]]\nnames = [\"a.example\"]\nname = \"../a\"",
-            "8:8: certificate.name: \"../a\": letters, digits and . - _ + : and not one of . - at the start",
+            "8:8: certificate.name: \"../a\": at most 255 letters, digits and . - _ + : and not one of . - at the start",
         ),
         (
             "[[certificate]]\nnames = [\"a.example\"]\nprofile = \"sever\"",

@@ -9,13 +9,13 @@ use crate::report::{CertificateReport, DeliveryReport, GuestReport, Report, Stat
 
 /// The certificates, then each guest, then one line that sums it up.
 pub(super) fn text(report: &Report, now: OffsetDateTime) -> String {
-    let mut certificates = table(["CERTIFICATE", "FOR", "WHAT", "UNTIL"]);
+    let mut certificates = table(["CERTIFICATE", "FOR", "UNTIL", "WHAT"]);
     for certificate in &report.certificates {
         certificates.add_row([
             short(certificate),
             certificate.profile.to_string(),
-            what(certificate),
             certificate.not_after.map(|end| until(end, now)).unwrap_or_default(),
+            what(certificate),
         ]);
     }
     let mut guests = table(["GUEST", "STATE", "PROOF"]);
