@@ -151,7 +151,7 @@ fn the_first_run_builds_all_and_the_second_writes_nothing() {
     let place = Place::new();
     place.converge(&[]).ended(0).silent().saying(&[
         "authority made, root SHA-256 ",
-        "*.internal.thinkheads.ai           server  made: missing",
+        "*.internal.thinkheads.ai           server  ",
         "traefik.internal.thinkheads.ai +4",
         "102 Traefik-Internal",
         "trust docker registry.internal.thinkheads.ai:5000",
