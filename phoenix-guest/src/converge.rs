@@ -173,10 +173,15 @@ pub fn converge(
     };
     let held = hold(authority.as_ref(), &wanted, options, now, events)?;
     let crls = match &authority {
-        Some(authority) if !options.dry_run => {
-            Some(authority.refresh_crls(&inventory.authority.params.root_key, now).map_err(pki)?)
+        Some(authority) => {
+            let root_key = &inventory.authority.params.root_key;
+            let refreshed = match options.dry_run {
+                true => authority.plan_crls(root_key, now),
+                false => authority.refresh_crls(root_key, now),
+            };
+            Some(refreshed.map_err(pki)?)
         }
-        _ => None,
+        None => None,
     };
     let run = Run { inventory, authority: authority.as_ref(), held: &held, reach, options, now, events };
     let mut guests = Vec::new();

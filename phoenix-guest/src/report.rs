@@ -121,7 +121,7 @@ pub struct Report {
     pub authority_created: bool,
     /// The root's fingerprint, once there is one.
     pub root: Option<Fingerprint>,
-    /// What became of the CRLs; a dry run does not look.
+    /// What became of the CRLs, once there is an authority.
     pub crls: Option<CrlRefresh>,
     /// Every certificate, in the inventory's order.
     pub certificates: Vec<CertificateReport>,
@@ -154,7 +154,8 @@ impl Report {
 
     /// Whether anything has to wait.
     pub fn pending(&self) -> bool {
-        self.states().any(|state| matches!(state, State::Pending { .. }))
+        self.crls.as_ref().is_some_and(CrlRefresh::waits)
+            || self.states().any(|state| matches!(state, State::Pending { .. }))
     }
 
     /// Whether everything is as the inventory says, proven.

@@ -279,6 +279,29 @@ fn one_certificate_that_cannot_be_read_does_not_stop_the_others() {
 }
 
 #[test]
+fn a_crl_that_is_due_is_seen_by_a_dry_run_and_one_that_waits_is_pending() {
+    let estate = Estate::new();
+    estate.run(false, NOW).unwrap();
+    let crl = |role: &str| estate.inventory.authority.store.join(format!("authority/current/{role}.crl"));
+
+    fs::remove_file(crl("intermediate")).unwrap();
+    assert!(estate.run(true, NOW).unwrap().changed(), "a dry run says so");
+    assert!(!crl("intermediate").exists(), "and writes nothing");
+    assert!(estate.run(false, NOW).unwrap().changed() && crl("intermediate").exists());
+
+    fs::remove_file(crl("root")).unwrap();
+    let passphrase = Store::new(&estate.inventory.authority.store).passphrase_path();
+    let away = estate.directory.path().join("away");
+    fs::rename(&passphrase, &away).unwrap();
+    for dry_run in [true, false] {
+        let report = estate.run(dry_run, NOW).unwrap();
+        assert!(report.pending() && !report.holds() && !report.failed());
+    }
+    fs::rename(&away, &passphrase).unwrap();
+    assert!(estate.run(false, NOW).unwrap().holds() && crl("root").exists());
+}
+
+#[test]
 fn two_runs_at_once_end_as_one() {
     let estate = Estate::new();
     std::thread::scope(|scope| {

@@ -11,6 +11,7 @@ use crate::crl::{Crl, Revoked};
 use crate::error::{Error, Result};
 use crate::ledger::{Event, Issued, Ledger, hex};
 use crate::profile::{INTERMEDIATE_CRL, ROOT_CRL, Revocation, RootKey};
+use crate::sign::Signer;
 use crate::store::{Lock, Role};
 
 /// What [`Authority::refresh_crls`] came to.
@@ -24,9 +25,14 @@ pub struct CrlRefresh {
 }
 
 impl CrlRefresh {
-    /// Whether a CRL was written.
+    /// Whether a CRL was written, or is due to be.
     pub fn changed(&self) -> bool {
-        [&self.root, &self.intermediate].contains(&&CrlState::Written)
+        [&self.root, &self.intermediate].iter().any(|state| matches!(state, CrlState::Written | CrlState::Due))
+    }
+
+    /// Whether a CRL that is due cannot be signed.
+    pub fn waits(&self) -> bool {
+        [&self.root, &self.intermediate].iter().any(|state| matches!(state, CrlState::Waiting { .. }))
     }
 }
 
@@ -39,6 +45,8 @@ pub enum CrlState {
     Unchanged,
     /// A new one was signed.
     Written,
+    /// A new one is due, and nothing stands in its way.
+    Due,
     /// A new one is due, and the root key is not at hand.
     Waiting {
         /// Why not.
@@ -135,6 +143,32 @@ impl Authority {
         Ok(CrlRefresh { intermediate: refresh(Role::Intermediate)?, root: refresh(Role::Root)? })
     }
 
+    /// What [`Authority::refresh_crls`] would do. Writes nothing.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn plan_crls(&self, root_key: &RootKey, now: OffsetDateTime) -> Result<CrlRefresh> {
+        let ledger = self.store.ledger()?;
+        let plan = |role| match self.crl_is_due(role, &ledger, now)? {
+            false => Ok(CrlState::Unchanged),
+            true => {
+                Ok(self.crl_signer(role, root_key)?.map_or_else(|why| CrlState::Waiting { why }, |_| CrlState::Due))
+            }
+        };
+        Ok(CrlRefresh { intermediate: plan(Role::Intermediate)?, root: plan(Role::Root)? })
+    }
+
+    /// The key that signs a CRL, or why it is not at hand.
+    fn crl_signer(&self, role: Role, root_key: &RootKey) -> Result<std::result::Result<Signer, String>> {
+        match role {
+            Role::Intermediate => self.intermediate_signer().map(Ok),
+            Role::Root => match self.root_signer(root_key) {
+                Err(error @ (Error::Sealed { .. } | Error::Passphrase { .. })) => Ok(Err(error.to_string())),
+                other => other.map(Ok),
+            },
+        }
+    }
+
     fn refresh_crl(
         &self,
         lock: &Lock<'_>,
@@ -146,15 +180,13 @@ impl Authority {
         if !self.crl_is_due(role, ledger, now)? {
             return Ok(CrlState::Unchanged);
         }
-        let (signer, lifetime) = match role {
-            Role::Intermediate => (self.intermediate_signer()?, INTERMEDIATE_CRL),
-            Role::Root => match self.root_signer(root_key) {
-                Ok(signer) => (signer, ROOT_CRL),
-                Err(error @ (Error::Sealed { .. } | Error::Passphrase { .. })) => {
-                    return Ok(CrlState::Waiting { why: error.to_string() });
-                }
-                Err(error) => return Err(error),
-            },
+        let signer = match self.crl_signer(role, root_key)? {
+            Ok(signer) => signer,
+            Err(why) => return Ok(CrlState::Waiting { why }),
+        };
+        let lifetime = match role {
+            Role::Intermediate => INTERMEDIATE_CRL,
+            Role::Root => ROOT_CRL,
         };
         let number = match self.current_crl(role)? {
             Some(old) => old.number() + 1,

@@ -50,6 +50,7 @@ fn authority(report: &Report) -> String {
     for (role, state) in crls {
         match state {
             CrlState::Written => text.push_str(&format!("CRL of the {role} written\n")),
+            CrlState::Due => text.push_str(&format!("CRL of the {role} would be written\n")),
             CrlState::Waiting { why } => text.push_str(&format!("CRL of the {role} is due, and waits: {why}\n")),
             _ => {}
         }
