@@ -113,7 +113,7 @@ fn an_absolute_symlink_as_a_directory() {
 #[test]
 fn a_symlink_upwards_as_a_directory() {
     for target in
-        ["../../outside", "../../../../../../../../../../../outside", "../../root/../outside", "./.././../outside"]
+        ["../../outside", "../../../../../../../../../../../outside", "../../srv/../outside", "./.././../outside"]
     {
         let hypervisor = Hypervisor::new();
         symlink(target, hypervisor.root().join("etc/ssl")).unwrap();

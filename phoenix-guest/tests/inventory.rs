@@ -455,7 +455,7 @@ store = "/var/lib/phoenix"
 key_type = "ecdsa-p384"
 root_lifetime = "20y"
 intermediate_lifetime = "10y"
-root_key = { passphrase_file = "/root/passphrase" }
+root_key = { passphrase_file = "/etc/phoenix/passphrase" }
 [defaults]
 lifetime = "48h"
 renew = "50%"
@@ -491,7 +491,7 @@ serves = { address = "[fd00::1]:443" }
     let params = &inventory.authority.params;
     assert_eq!(params.key_type.to_string(), "ecdsa-p384");
     assert_eq!((params.root_lifetime, params.intermediate_lifetime), (Lifetime::days(7300), Lifetime::days(3650)));
-    assert_eq!(params.root_key, RootKey::Encrypted(PassphraseSource::File("/root/passphrase".into())));
+    assert_eq!(params.root_key, RootKey::Encrypted(PassphraseSource::File("/etc/phoenix/passphrase".into())));
     assert_eq!(inventory.trust, Select::Guests(vec![GuestId::Host, GuestId::Vmid(101)]));
     assert_eq!(inventory.trusting().count(), 2);
     assert_eq!(inventory.guests[1].kind, GuestKind::Rootfs("trees/101".into()));
