@@ -267,21 +267,25 @@ fn who_reads_while_others_issue_sees_whole_pairs() {
     let (_directory, authority) = authority();
     let store = authority.store();
     authority.issue(&server(LABEL), NOW).unwrap();
-    let mut children: Vec<Child> = (0..4)
-        .map(|_| act("issue five", &[store.path()]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-        .collect();
-    let mut seen = HashSet::new();
-    while children.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
-        let leaf = authority.leaf(LABEL).unwrap().unwrap();
-        assert_eq!(leaf.certificate().public_key(), leaf.key().public_key());
-        seen.insert(leaf.certificate().serial_number().clone());
-    }
-    for child in children {
-        let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+    let (mut seen, mut rounds) = (HashSet::new(), 0);
+    // On a busy machine the others may be done before the first read.
+    while seen.len() < 2 && rounds < 20 {
+        rounds += 1;
+        let mut children: Vec<Child> = (0..4)
+            .map(|_| act("issue five", &[store.path()]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+            .collect();
+        while children.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
+            let leaf = authority.leaf(LABEL).unwrap().unwrap();
+            assert_eq!(leaf.certificate().public_key(), leaf.key().public_key());
+            seen.insert(leaf.certificate().serial_number().clone());
+        }
+        for child in children {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", said(&output));
+        }
     }
     let serials = serials(store);
-    assert_eq!(serials.len(), 2 + 1 + 4 * 5);
+    assert_eq!(serials.len(), 2 + 1 + rounds * 4 * 5);
     assert_unique(&serials);
     assert!(seen.len() > 1, "the reading and the issuing did not overlap");
     assert_sound(store, "after all");
