@@ -532,7 +532,8 @@ fn the_audit_names_every_certificate_and_anchor_and_what_is_wrong() {
         "host:trust store system",
         "CRL of the intermediate",
         "the generated passphrase of its key still lies beside the store",
-        "0 critical, 0 warnings, 1 notices",
+        // An ordinary user is told of each of the six pairs that its owner is not set.
+        if is_root() { "0 critical, 0 warnings, 1 notices" } else { "0 critical, 0 warnings, 7 notices" },
     ]);
     let days: Vec<i64> =
         audited.out.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).take(28).collect();
