@@ -27,6 +27,14 @@ struct Nginx {
     port: u16,
 }
 
+/// A silent program, found also where an ordinary user's PATH does not look.
+fn program(argv: &[String]) -> Process {
+    let mut program = Process::new(&argv[0]);
+    program.args(&argv[1..]).stdout(Stdio::null()).stderr(Stdio::null());
+    program.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    program
+}
+
 impl Nginx {
     /// Started with a first pair that was placed as any other.
     fn start() -> (Self, Leaf) {
@@ -67,8 +75,7 @@ impl Nginx {
 
     fn run(&self, more: &[&str]) {
         let argv = self.argv(more);
-        let status = Process::new(&argv[0]).args(&argv[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        assert!(status.unwrap().success(), "{argv:?}");
+        assert!(program(&argv).status().unwrap().success(), "{argv:?}");
     }
 
     fn placement(&self) -> Placement {
@@ -142,8 +149,7 @@ impl Nginx {
         if !self.at("nginx.pid").exists() {
             return;
         }
-        let argv = self.argv(&["-s", "stop"]);
-        let _ = Process::new(&argv[0]).args(&argv[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let _ = program(&self.argv(&["-s", "stop"])).status();
         for _ in 0..500 {
             if !self.at("nginx.pid").exists() {
                 return;
