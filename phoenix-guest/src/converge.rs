@@ -259,7 +259,10 @@ fn hold(
         Ok((reason, _)) if reason.is_due() && options.dry_run => Held { state: State::Due, reason, leaf: None },
         // Between the two looks another process may have made it: then it is there, and nothing was due.
         Ok((reason, _)) if reason.is_due() => match made.next() {
-            Some(Ensured { leaf, reason, .. }) => Held { state: State::Changed, reason, leaf: Some(leaf) },
+            Some(Ensured { leaf, reason, .. }) => {
+                let state = if reason.is_due() { State::Changed } else { State::Unchanged };
+                Held { state, reason, leaf: Some(leaf) }
+            }
             None => Held { state: State::Due, reason, leaf: None },
         },
         Ok((reason, leaf)) => Held { state: State::Unchanged, reason, leaf },

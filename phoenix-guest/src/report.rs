@@ -1,7 +1,5 @@
 //! What a run came to, per certificate and per guest. Plain data; the command and Python print it.
 
-use std::collections::BTreeSet;
-
 use phoenix_pki::{CrlRefresh, Fingerprint, Name, Profile, Reason};
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -161,11 +159,5 @@ impl Report {
     /// Whether everything is as the inventory says, proven.
     pub fn holds(&self) -> bool {
         !(self.failed() || self.pending() || self.dry_run && self.changed())
-    }
-
-    /// The guests that hold at least one certificate of this label.
-    pub fn holders(&self, label: &str) -> BTreeSet<&str> {
-        let holds = |guest: &&GuestReport| guest.deliveries.iter().any(|delivery| delivery.certificate == label);
-        self.guests.iter().filter(holds).map(|guest| guest.guest.as_str()).collect()
     }
 }
